@@ -1,0 +1,1 @@
+"""Find the constants of a policy (alpha, tau) from data."""

@@ -1,0 +1,1 @@
+"""Bake a policy into deployable artifacts."""

@@ -1,0 +1,1 @@
+"""Skip the experts a multimodal token does not need, inside torch.compile."""

@@ -1,0 +1,1 @@
+"""Graph passes: find mixture-of-experts regions, check them, rewrite them."""
