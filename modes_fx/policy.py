@@ -1,0 +1,241 @@
+"""SkipPolicy: the calibrated constants of one model, and the thresholds they give."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from modes_fx.errors import PolicyError, listed
+from modes_fx.fingerprint import config_hash
+from modes_fx.policy_fields import (
+    FROZEN,
+    ByTarget,
+    Constant,
+    PerLayer,
+    PerModality,
+    Provenance,
+    target_key,
+)
+from modes_fx.policy_file import locate_policy, read_fields, upload_policy_text, write_policy_text
+from modes_fx.vocabulary import CALIBRATED, Modality, ModalityName
+
+SCHEMA_VERSION = 1
+
+
+class SkipPolicy(BaseModel):
+    """The constants that decide which experts a token skips, for one model.
+
+    A layer is named by the path of the module that owns its experts, a modality by "text",
+    "vision" or "audio", a target by the skip ratio it was calibrated for.
+
+    Attributes:
+        alpha: The importance of the experts of {layer: {modality: alpha >= 0}}.
+        tau: The constant that alpha is compared with: {target: {modality: tau >= 0}}. A modality
+            that is not named is never skipped.
+        layer_tau: {target: {layer: {modality: tau}}}, in place of ``tau`` where it has an entry.
+        share: What is compared with the threshold (see ``share_for``); None: by the model's top-k.
+        alpha_mode: Whether alpha was measured for every modality or is shared by them.
+        alpha_exponent: The exponent on alpha in tau / alpha**exponent.
+        kept_mass_exponent: Kept weights are multiplied by (kept share mass)**-exponent; 0: never.
+        min_k: How many experts, at least, every token keeps.
+        special_tokens: Whether tokenizer special tokens are never skipped or count as text.
+        special_token_ids: Their ids.
+        model_id: The model that was calibrated, for readers.
+        model_type: Its architecture, for readers.
+        config_hash: Its ``modes_fx.fingerprint.config_hash``; None: not checked.
+        provenance: Where the constants come from.
+        schema_version: The version of the file format.
+    """
+
+    model_config = FROZEN
+
+    alpha: PerLayer
+    tau: ByTarget[PerModality]
+    layer_tau: ByTarget[PerLayer] | None = None
+    share: Literal["renormalised", "weight", "router"] | None = None
+    alpha_mode: Literal["per_modality", "shared"] = "per_modality"
+    alpha_exponent: Constant = 1.0
+    kept_mass_exponent: Constant = 0.0
+    min_k: int = Field(default=0, ge=0)
+    special_tokens: Literal["keep", "text"] = "keep"
+    special_token_ids: list[int] = []
+    model_id: str | None = None
+    model_type: str | None = None
+    config_hash: str | None = None
+    provenance: Provenance = Provenance()
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1, le=SCHEMA_VERSION)
+
+    def __init__(self, alpha: dict[str, Any], tau: dict[Any, Any], **options: Any) -> None:
+        """Checks and stores the constants; ``options`` are the other attributes by name.
+
+        Raises:
+            PolicyError: Something is missing, unknown, of the wrong type or contradictory.
+        """
+        newer = options.get("schema_version")
+        if isinstance(newer, int) and newer > SCHEMA_VERSION:
+            raise PolicyError(
+                f"the policy has schema version {newer}, this modes-fx reads up to "
+                f"{SCHEMA_VERSION}: upgrade modes-fx"
+            )
+        try:
+            super().__init__(alpha=alpha, tau=tau, **options)
+        except ValidationError as error:
+            raise PolicyError(_in_words(error)) from None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for target, layers in (self.layer_tau or {}).items():
+            if target not in self.tau:
+                raise ValueError(f"layer_tau has the target {target}, tau has not")
+            if unknown := layers.keys() - self.alpha.keys():
+                raise ValueError(f"layer_tau.{target} has layers without alpha: {listed(unknown)}")
+        for target in self.tau:
+            for layer, alpha in self.alpha.items():
+                skipping = {name for name, tau in self._tau(layer, target).items() if tau > 0}
+                if missing := skipping - alpha.keys():
+                    raise ValueError(
+                        f"alpha.{layer} has no constant for {listed(missing)}, "
+                        f"which target {target} skips"
+                    )
+        if self.alpha_mode == "shared":
+            for layer, alpha in self.alpha.items():
+                if len(set(alpha.values())) > 1:
+                    raise ValueError(f'alpha_mode is "shared" but alpha.{layer} is {alpha}')
+        return self
+
+    @property
+    def targets(self) -> list[float]:
+        """The skip ratios that the policy was calibrated for, ascending."""
+        return sorted(map(float, self.tau))
+
+    def share_for(self, top_k: int) -> Literal["renormalised", "weight", "router"]:
+        """The share that is compared with the threshold in a model with ``top_k`` experts a token.
+
+        "renormalised": the combine weight over the sum of the token's; "weight": the combine
+        weight itself; "router": the probability before the model renormalised or scaled it. With
+        one expert a token the renormalised share is always 1, so the default is "weight" there.
+        """
+        return self.share or ("renormalised" if top_k > 1 else "weight")
+
+    def theta(self, layer: str, target: float | str | None) -> torch.Tensor:
+        """The thresholds of one layer: a pair is kept if its share is >= its token's threshold.
+
+        Args:
+            layer: The path of the module that owns the experts.
+            target: One of ``targets``; None keeps all experts of all tokens but padding.
+
+        Returns:
+            float32 [5] on the CPU, by modality code: tau / alpha**alpha_exponent, computed in
+            float64 and rounded; -inf where nothing is skipped (tau 0, no tau, OTHER), +inf where
+            everything is (alpha 0, PADDING).
+
+        Raises:
+            PolicyError: The policy has no such layer or target.
+        """
+        if layer not in self.alpha:
+            raise PolicyError(
+                f"the policy has no layer {layer!r}; its {len(self.alpha)} layers are "
+                f"{listed(self.alpha)}"
+            )
+        taus = {} if target is None else self._tau(layer, self._known(target))
+        tau = torch.zeros(len(Modality), dtype=torch.float64)
+        alpha = torch.ones_like(tau)
+        for name, modality in CALIBRATED.items():
+            tau[modality] = taus.get(name, 0.0)
+            alpha[modality] = self.alpha[layer].get(name, 1.0)
+        theta = tau / alpha.pow(self.alpha_exponent)
+        theta[alpha == 0] = math.inf
+        theta[tau == 0] = -math.inf
+        theta[Modality.PADDING] = math.inf
+        return theta.to(torch.float32)
+
+    def check_model(self, model: torch.nn.Module) -> None:
+        """Checks that the policy was calibrated for this model.
+
+        Raises:
+            PolicyError: The configuration's hash differs, or the model has no module at the path
+                of a layer.
+        """
+        config = getattr(model, "config", None)
+        if self.config_hash is not None:
+            found = config and config_hash(config)
+            if found != self.config_hash:
+                raise PolicyError(
+                    f"the policy is for {self._model_in_words()} with config hash "
+                    f"{self.config_hash:.12}, this {type(model).__name__} has "
+                    f"{found or 'no config':.12}: load that model, or calibrate a policy for this "
+                    f"one with modes_fx.calibrate"
+                )
+        modules = {path for path, _ in model.named_modules()}
+        if missing := [path for path in self.alpha if path not in modules]:
+            raise PolicyError(
+                f"{len(missing)} of the policy's {len(self.alpha)} layers are not modules of this "
+                f"{type(model).__name__}: {listed(missing)}. The policy is for "
+                f"{self._model_in_words()}; pass the whole model, not a part or a compiled wrapper "
+                f"of it, or calibrate a policy for this one with modes_fx.calibrate"
+            )
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
+        """Writes ``modes_policy.json`` into a folder, all of it or nothing, and returns its path.
+
+        The folder is made if there is none; an existing file is replaced.
+        """
+        return write_policy_text(directory, self._to_json())
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], revision: str | None = None) -> Self:
+        """Reads a policy that ``save_pretrained`` or ``push_to_hub`` wrote.
+
+        Args:
+            source: A folder, or the id of a Hugging Face hub repository, "namespace/name".
+            revision: The branch, tag or commit in the hub repository.
+
+        Raises:
+            PolicyError: There is no such file, or it is not a policy; says what and where.
+        """
+        path = locate_policy(source, revision)
+        try:
+            return cls(**read_fields(path, required={"alpha", "tau", "schema_version"}))
+        except PolicyError as error:
+            raise PolicyError(f"{path}: {error}") from None
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Uploads ``modes_policy.json`` to a hub repository, made if needed; returns its URL."""
+        return upload_policy_text(repo_id, self._to_json(), private=private, token=token)
+
+    def _to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+    def _known(self, target: float | str) -> str:
+        key = target_key(target)
+        if key not in self.tau:
+            raise PolicyError(
+                f"the policy was not calibrated for target {key}; it has {listed(self.tau)}"
+            )
+        return key
+
+    def _tau(self, layer: str, target: str) -> dict[ModalityName, float]:
+        overrides = (self.layer_tau or {}).get(target, {}).get(layer, {})
+        return {**self.tau[target], **overrides}
+
+    def _model_in_words(self) -> str:
+        named = self.model_id or self.model_type or "another model"
+        version = self.provenance.versions.get("transformers")
+        return f"{named} (transformers {version})" if version else named
+
+
+def _in_words(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        place = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            problems.append(f"unknown field {place!r}")
+        else:
+            reason = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{place}: {reason}" if place else reason)
+    return "; ".join(problems)
