@@ -1,0 +1,66 @@
+# Every target works on a fresh clone: it makes .venv (or reuses it), installs, and runs.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+OUT ?= out/demo
+export CXX
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+FOLDERS := passes calibration export bench
+
+.PHONY: help venv test demo demo-model lint types clean compiler
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## Install into .venv (PYTHON=python3.12, PIP_ARGS="--index-url ..." to choose)
+
+test: lint compiler ## Check style and types, then run the tests
+	$(BIN)/python -m pytest -q
+
+demo: $(INSTALLED) compiler ## Calibrate, compile, evaluate and time the demo model (OUT=out/demo)
+	$(BIN)/modes-fx demo --out $(OUT)
+
+demo-model: $(INSTALLED) ## Train the demo model again (up to 90 minutes)
+	$(BIN)/python -m modes_fx.bench.demo_model.training --out bench/demo_model/checkpoint
+
+lint: $(INSTALLED) types ## Check style (ruff) and types (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy knows nothing of setup.py's folder mapping, so it reads the package through links.
+types: $(INSTALLED)
+	@rm -rf build/types && mkdir -p build/types/modes_fx
+	@ln -s $(CURDIR)/modes_fx/* $(addprefix $(CURDIR)/,$(FOLDERS)) build/types/modes_fx
+	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
+		--cache-dir ../../.mypy_cache
+
+clean: ## Remove .venv, caches and outputs
+	rm -rf $(VENV) build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "MoDES-FX needs Python 3.11 to 3.13, but '$(PYTHON)' is not one:" \
+			"install one and name it, as in 'make $(or $(MAKECMDGOALS),venv) PYTHON=python3.11'"; \
+		exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
+		echo "$(PYTHON) cannot make a virtual environment:" \
+			"install its venv module (Debian, Ubuntu: apt install python3-venv)"; \
+		exit 1; }
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
+	@touch $@
+
+# torch.compile writes C++ for a CPU and builds it against the headers of Python.
+compiler: $(INSTALLED)
+	@command -v $(CXX) > /dev/null || { \
+		echo "torch.compile needs a C++ compiler, and there is no '$(CXX)': install it" \
+			"(Debian, Ubuntu: apt install g++) or name another, as in 'make demo CXX=clang++'"; \
+		exit 1; }
+	@$(BIN)/python -c 'import os, sysconfig as s, sys; \
+		sys.exit(not os.path.exists(os.path.join(s.get_path("include"), "Python.h")))' || { \
+		echo "torch.compile needs the headers of Python and found none:" \
+			"install them (Debian, Ubuntu: apt install python3-dev)"; \
+		exit 1; }
