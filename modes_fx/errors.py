@@ -7,6 +7,10 @@ class PolicyError(ValueError):
     """A policy is malformed, cannot be read, or does not belong to the model at hand."""
 
 
+class MatchError(RuntimeError):
+    """A graph could not be compiled as asked: strict matching, or something missing to compile it."""
+
+
 def listed(names: Iterable[str], limit: int = 4) -> str:
     """Lists names in order for a message: the first ones, and how many more there are."""
     ordered = sorted(names)

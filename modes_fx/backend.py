@@ -1,0 +1,224 @@
+"""modes_backend: the torch.compile backend. Captures, runs the passes, hands the rest to inductor.
+
+Dynamo's graph is made functional without decomposing anything, the passes rewrite its MoE regions,
+and inductor compiles the result as if the model had been written with our ops. Thresholds and
+modality are inputs of that graph, so changing them recompiles nothing, and every compile cache sees
+the rewritten graph.
+"""
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from functorch.compile import make_boxed_func
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._inductor.compile_fx import compile_fx
+from torch.fx import GraphModule, Node
+
+from modes_fx.errors import MatchError
+from modes_fx.passes.pipeline import rewrite_graph
+from modes_fx.passes.report import LayerReport
+
+CompiledGraph = Callable[..., Any]
+Observer = Callable[[list[LayerReport]], None]
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """``torch.compile(..., options={...})`` of this backend.
+
+    Attributes:
+        strict: an MoE layer that is not rewritten is an error.
+        compiler: what compiles the rewritten graph: ``"inductor"``, or ``"eager"`` to run it node by
+            node (starts at once, needs no C++ compiler, computes the same).
+        inductor: inductor's own options, such as ``{"max_autotune": True}``.
+    """
+
+    strict: bool = False
+    compiler: str = "inductor"
+    inductor: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown compiler."""
+        if self.compiler not in ("inductor", "eager"):
+            raise ValueError(f"compiler must be 'inductor' or 'eager', got {self.compiler!r}")
+
+
+def modes_backend(
+    module: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> CompiledGraph:
+    """Compile one captured graph; use it as ``torch.compile(model, backend=modes_backend)``.
+
+    Args:
+        module: the graph Dynamo captured.
+        example_inputs: its real inputs.
+        options: see :class:`BackendOptions`.
+        mode: inductor's mode, such as ``"max-autotune"``.
+
+    Returns:
+        A callable with the graph's inputs and outputs.
+
+    Raises:
+        MatchError: under ``strict``, where an MoE layer could not be rewritten.
+        ValueError: an unknown option.
+    """
+    return compile_graph(module, example_inputs, parse_options(options, mode), warn_unmatched)
+
+
+def parse_options(
+    options: Mapping[str, Any] | None = None, mode: str | None = None
+) -> BackendOptions:
+    """Check the options of a ``torch.compile`` call.
+
+    Raises:
+        ValueError: an unknown option; names the known ones.
+    """
+    given = dict(options or {})
+    known = set(BackendOptions.__dataclass_fields__)
+    if unknown := sorted(set(given) - known):
+        raise ValueError(
+            f"modes_backend does not know the option {', '.join(unknown)}; it knows "
+            f"{', '.join(sorted(known))} (inductor's own go into options={{'inductor': {{...}}}})"
+        )
+    if mode is not None:
+        from torch._inductor import list_mode_options
+
+        given["inductor"] = {**list_mode_options(mode), **(given.get("inductor") or {})}
+    return BackendOptions(**given)
+
+
+def compile_graph(
+    module: GraphModule,
+    example_inputs: Sequence[Any],
+    options: BackendOptions,
+    observe: Observer,
+) -> CompiledGraph:
+    """Compile one captured graph and tell an observer what became of its MoE layers."""
+    names = _qualified_names(module)
+    if torch.is_grad_enabled() and any(
+        isinstance(value, torch.Tensor) and value.requires_grad for value in example_inputs
+    ):
+        _refuse_gradients(options.strict)
+        return compile_fx(module, list(example_inputs))
+
+    def rewrite_and_compile(functional: GraphModule, fake_inputs: Sequence[Any]) -> CompiledGraph:
+        placeholders = [node for node in functional.graph.nodes if node.op == "placeholder"]
+        if len(placeholders) != len(example_inputs):
+            raise MatchError(
+                f"the functional graph has {len(placeholders)} inputs, the captured one "
+                f"{len(example_inputs)}: please report this model"
+            )
+        reports = rewrite_graph(
+            functional,
+            dict(zip(placeholders, example_inputs, strict=True)),
+            dict(zip(placeholders, names, strict=True)),
+        )
+        observe(reports)
+        if options.strict:
+            _require_all(reports)
+        _keep_static_marks(module, placeholders)
+        return _compile(functional, fake_inputs, options)
+
+    return aot_module_simplified(  # type: ignore[no-any-return]
+        module,
+        example_inputs,
+        fw_compiler=rewrite_and_compile,
+        inference_compiler=rewrite_and_compile,
+        decompositions={},
+        keep_inference_input_mutations=True,
+    )
+
+
+def warn_unmatched(reports: Sequence[LayerReport]) -> None:
+    """Say which MoE layers of a graph were left as they are, and what is not gated."""
+    left = [report for report in reports if report.status != "rewritten"]
+    if left:
+        warnings.warn(
+            f"{len(left)} of {len(reports)} MoE layers in this graph were left as they are; the "
+            f"first is {left[0].path or '(unnamed)'}: {left[0].reason}. They compute every expert. "
+            "See modes_fx.explain(model, **inputs)",
+            stacklevel=2,
+        )
+    if any(report.status == "rewritten" and not report.gated for report in reports):
+        warnings.warn(
+            "no policy is attached, so every expert is kept: the model is rewritten but skips "
+            "nothing. Call modes_fx.attach(model, policy) before compiling",
+            stacklevel=2,
+        )
+
+
+def _require_all(reports: Sequence[LayerReport]) -> None:
+    left = [report for report in reports if report.status != "rewritten"]
+    if left:
+        raise MatchError(
+            f"strict: {len(left)} of {len(reports)} MoE layers in this graph were not rewritten; "
+            f"the first is {left[0].path or '(unnamed)'}: {left[0].reason}. "
+            "Run modes_fx.explain(model, **inputs) for all of them"
+        )
+
+
+def _refuse_gradients(strict: bool) -> None:
+    message = (
+        "modes_backend is for inference, but this call records gradients: the original graph runs "
+        "and no expert is skipped. Call the model under torch.no_grad() or torch.inference_mode()"
+    )
+    if strict:
+        raise MatchError(f"strict: {message}")
+    warnings.warn(message, stacklevel=2)
+
+
+def _compile(
+    functional: GraphModule, fake_inputs: Sequence[Any], options: BackendOptions
+) -> CompiledGraph:
+    if options.compiler == "eager":
+        return make_boxed_func(functional.forward)  # type: ignore[no-any-return]
+    _require_cpp_compiler(fake_inputs)
+    compiled = compile_fx(
+        functional, list(fake_inputs), config_patches=dict(options.inductor or {})
+    )
+    return make_boxed_func(lambda *args: compiled(*args))  # type: ignore[no-any-return]
+
+
+def _require_cpp_compiler(inputs: Sequence[Any]) -> None:
+    on_cpu = any(isinstance(v, torch.Tensor) and v.device.type == "cpu" for v in inputs)
+    candidates = torch._inductor.config.cpp.cxx
+    if on_cpu and not any(name and shutil.which(name) for name in candidates):
+        raise MatchError(
+            "inductor needs a C++ compiler for CPU code and found none of "
+            f"{', '.join(str(name) for name in candidates if name)}: install one (Debian, Ubuntu: "
+            "apt-get install g++), set CXX, or compile with options={'compiler': 'eager'}"
+        )
+
+
+def _qualified_names(module: GraphModule) -> list[str]:
+    names = []
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            argument = node.meta.get("grapharg")
+            source = argument.source.name if argument is not None and argument.source else ""
+            names.append(_dotted(source() if callable(source) else source))
+    return names
+
+
+def _dotted(source: str) -> str:
+    """Turn ``L['self']._modules['a']._parameters['b']`` into ``a.b``."""
+    parts = []
+    for piece in source.replace("]", "").split("[")[1:]:
+        quoted = piece.split(".")[0]
+        parts.append(quoted.strip("'\""))
+    return ".".join(parts[1:])
+
+
+def _keep_static_marks(module: GraphModule, placeholders: Sequence[Node]) -> None:
+    """Tell the inner compilation which inputs are parameters, whose address never changes."""
+    captured = (node for node in module.graph.nodes if node.op == "placeholder")
+    for before, after in zip(captured, placeholders, strict=True):
+        if "tensor_dict" in before.meta:
+            after.meta["tensor_dict"] = before.meta["tensor_dict"]

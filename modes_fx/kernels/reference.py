@@ -1,0 +1,116 @@
+"""The semantics in plain PyTorch: slow, obvious, and the oracle every kernel is held against."""
+
+from collections.abc import Sequence
+
+import torch
+
+from modes_fx.kernels.epilogue import Body
+
+# T tokens, K experts per token, E experts, H hidden size.
+
+
+def routing_share(weight: torch.Tensor, share: str) -> torch.Tensor:
+    """Return the share pi of each pair, compared with the threshold (design: semantics).
+
+    Args:
+        weight: ``[T, K]`` combine weights as the model computes them.
+        share: ``"renormalised"`` (w_i / sum_j w_j over the token's K experts; 0/0 counts as 0) or
+            ``"weight"`` (w_i itself).
+
+    Returns:
+        ``[T, K]`` float32.
+
+    Raises:
+        ValueError: an unknown kind of share.
+    """
+    weight = weight.float()
+    if share == "weight":
+        return weight
+    if share != "renormalised":
+        raise ValueError(f"share must be 'renormalised' or 'weight', got {share!r}")
+    total = weight.sum(dim=-1, keepdim=True)
+    return torch.where(total == 0, torch.zeros_like(weight), weight / total)
+
+
+def gate(
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    modality: torch.Tensor,
+    theta: torch.Tensor,
+    num_experts: int,
+    share: str,
+    kept_mass_exponent: float = 0.0,
+    min_k: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decide which (token, expert) pairs are computed.
+
+    A pair is kept when its share is at least the threshold of its token's modality, or is NaN (a
+    model's NaN must stay visible). Skipped pairs get the sentinel expert ``num_experts`` and weight 0.
+
+    Args:
+        index: ``[T, K]`` integer, the experts the router chose.
+        weight: ``[T, K]`` the combine weights.
+        modality: ``[>= T]`` int8, modality code of each token.
+        theta: ``[M]`` float32, threshold by modality code; -inf keeps all, +inf skips all.
+        num_experts: E.
+        share: see :func:`routing_share`.
+        kept_mass_exponent: beta; kept weights are multiplied by (kept share mass) ** -beta.
+        min_k: at least this many pairs of a token are kept, those of largest share, unless the
+            threshold is +inf.
+
+    Returns:
+        ``(index, weight)`` of the same shapes and dtypes as given.
+    """
+    pi = routing_share(weight, share)
+    threshold = theta[modality[: len(index)].long()][:, None]
+    keep = (pi >= threshold) | pi.isnan()
+    if min_k > 0:
+        rank = pi.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        keep |= (rank < min_k) & (threshold < torch.inf)
+    kept_weight = weight
+    if kept_mass_exponent:
+        mass = torch.where(keep, pi, 0).sum(-1, keepdim=True) / pi.sum(-1, keepdim=True)
+        reweighted = ~keep.all(-1, keepdim=True) & (mass > 0)
+        scale = torch.where(reweighted, mass, 1.0) ** -kept_mass_exponent
+        kept_weight = (weight.float() * scale).to(weight.dtype)
+    return index.masked_fill(~keep, num_experts), kept_weight.masked_fill(~keep, 0)
+
+
+def experts(
+    x: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    params: Sequence[torch.Tensor],
+    body: Body,
+    num_experts: int,
+) -> torch.Tensor:
+    """Sum the kept experts' outputs of every token, one expert at a time.
+
+    Args:
+        x: ``[T, H]`` hidden states.
+        index: ``[T, K]`` integer; ids >= ``num_experts`` are skipped pairs and never touched.
+        weight: ``[T, K]`` combine weights.
+        params: the parameters of ``body``.
+        body: what an expert computes.
+        num_experts: E.
+
+    Returns:
+        ``[T, H]`` in the dtype of ``x``, accumulated in float32 (float64 for float64).
+    """
+    out = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    for e in range(num_experts):
+        token, slot = torch.where(index == e)
+        if len(token) == 0:
+            continue
+        rows = body.run(
+            x[token], weight[token, slot, None], params, torch.full_like(token, e), _expert_matmul(e)
+        )
+        out.index_add_(0, token, rows.to(out.dtype))
+    return out.to(x.dtype)
+
+
+def _expert_matmul(e: int):  # noqa: ANN202
+    def matmul(rows: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
+        return rows @ (weight[e].T if transposed else weight[e])
+
+    return matmul

@@ -1,0 +1,174 @@
+"""The modality of every token, from the arguments of a model's forward.
+
+Codes are written into a buffer of fixed capacity, because a captured graph needs a tensor of stable
+shape; everything here traces under ``torch.compile``, so that writing them is part of the graph.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modes_fx.vocabulary import Modality
+
+DEFAULT_MAX_TOKENS = 1 << 17
+
+_VISION_ID = re.compile(r"^(image|video)_(pad_|patch_)?token_(id|index)$")
+_AUDIO_ID = re.compile(r"^audio_(pad_|patch_)?token_(id|index)$")
+
+# mm_token_type_ids, as processors return them: 0 text, 1 image, 2 video, 3 audio.
+_CODE_OF_TYPE = (Modality.TEXT, Modality.VISION, Modality.VISION, Modality.AUDIO)
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Token ids that stand for something else than text.
+
+    Attributes:
+        vision: placeholders of image and video features.
+        audio: placeholders of audio features.
+        special: tokenizer special tokens that a policy keeps (code OTHER).
+    """
+
+    vision: tuple[int, ...] = ()
+    audio: tuple[int, ...] = ()
+    special: tuple[int, ...] = ()
+
+    @staticmethod
+    def from_config(config: Any, special: Iterable[int] = ()) -> "TokenIds":
+        """Collect the placeholder ids of a transformers config and of its nested configs."""
+        found: dict[re.Pattern[str], set[int]] = {_VISION_ID: set(), _AUDIO_ID: set()}
+        pending = [config]
+        while pending:
+            for name, value in vars(pending.pop()).items():
+                if hasattr(value, "model_type"):
+                    pending.append(value)
+                elif isinstance(value, int) and not isinstance(value, bool):
+                    for pattern, ids in found.items():
+                        if pattern.match(name):
+                            ids.add(value)
+        vision, audio = tuple(sorted(found[_VISION_ID])), tuple(sorted(found[_AUDIO_ID]))
+        kept = tuple(sorted(set(special) - set(vision) - set(audio)))
+        return TokenIds(vision, audio, kept)
+
+
+def modality_codes(
+    token_ids: TokenIds,
+    input_ids: Tensor | None,
+    *,
+    mm_token_type_ids: Tensor | None = None,
+    modality: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    shape: tuple[int, int] | None = None,
+) -> Tensor:
+    """Return the modality code of every token of a call.
+
+    Args:
+        token_ids: the model's placeholder ids.
+        input_ids: ``[B, S]``, or None where the model is given embeddings.
+        mm_token_type_ids: ``[B, S]`` from the processor; used when it covers just these tokens.
+        modality: ``[B, S]`` explicit codes; overrides all but padding.
+        attention_mask: where 2-dimensional, its last S columns say which tokens are PADDING.
+        shape: ``(B, S)`` of the embeddings where ``input_ids`` is None.
+
+    Returns:
+        ``[B * S]`` int8 codes. OTHER (never skipped) where nothing tells a token's modality.
+
+    Raises:
+        ValueError: ``modality`` is not of shape ``[B, S]``.
+    """
+    batch, length = input_ids.shape if input_ids is not None else (shape or (0, 0))
+    if modality is not None:
+        if tuple(modality.shape) != (batch, length):
+            raise ValueError(
+                f"modality has shape {tuple(modality.shape)}, the tokens of this call "
+                f"{(batch, length)}: pass one code per token"
+            )
+        codes = modality.to(torch.int8)
+    elif input_ids is not None:
+        codes = _codes_of_ids(token_ids, input_ids, mm_token_type_ids)
+    else:
+        device = attention_mask.device if attention_mask is not None else None
+        codes = torch.full((batch, length), Modality.OTHER.value, dtype=torch.int8, device=device)
+    if attention_mask is not None and attention_mask.dim() == 2:
+        padding = attention_mask[:, attention_mask.shape[1] - length :] == 0
+        codes = codes.masked_fill(padding.to(codes.device), Modality.PADDING.value)
+    return codes.reshape(-1)
+
+
+def _codes_of_ids(ids: TokenIds, input_ids: Tensor, types: Tensor | None) -> Tensor:
+    codes = torch.full_like(input_ids, Modality.TEXT.value, dtype=torch.int8)
+    if ids.special:
+        codes = codes.masked_fill(_is_any(input_ids, ids.special), Modality.OTHER.value)
+    if types is not None and types.shape == input_ids.shape:
+        for kind, code in enumerate(_CODE_OF_TYPE):
+            if code is not Modality.TEXT:
+                codes = codes.masked_fill(types == kind, code.value)
+    if ids.vision:
+        codes = codes.masked_fill(_is_any(input_ids, ids.vision), Modality.VISION.value)
+    if ids.audio:
+        codes = codes.masked_fill(_is_any(input_ids, ids.audio), Modality.AUDIO.value)
+    return codes
+
+
+def _is_any(input_ids: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    found = input_ids == wanted[0]
+    for token in wanted[1:]:
+        found = found | (input_ids == token)
+    return found
+
+
+class ModalityBuffer:
+    """The codes of the call in flight, on every device that holds experts.
+
+    Outside a call every code is OTHER, so that a stale mask can never be used.
+
+    Attributes:
+        by_device: int8 ``[max_tokens]`` for each device.
+        max_tokens: the most tokens (batch * sequence) one call may have.
+    """
+
+    def __init__(self, devices: Iterable[torch.device], max_tokens: int) -> None:
+        """Allocate one buffer a device, all OTHER."""
+        self.max_tokens = max_tokens
+        self.by_device: Mapping[str, Tensor] = {
+            str(device): torch.full(
+                (max_tokens,), Modality.OTHER.value, dtype=torch.int8, device=device
+            )
+            for device in devices
+        }
+
+    def write(self, codes: Tensor) -> None:
+        """Store the codes of a call.
+
+        Raises:
+            ValueError: more tokens than the buffer holds.
+        """
+        if codes.shape[0] > self.max_tokens:
+            raise ValueError(
+                f"a call with {codes.shape[0]} tokens exceeds the {self.max_tokens} the model was "
+                "attached for: use modes_fx.attach(model, policy, max_tokens=...)"
+            )
+        for buffer in self.by_device.values():
+            buffer[: codes.shape[0]].copy_(codes)
+
+    def reset(self) -> None:
+        """Forget the call."""
+        for buffer in self.by_device.values():
+            buffer.fill_(Modality.OTHER.value)
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the buffer of one device.
+
+        Raises:
+            RuntimeError: the model was moved after it was attached.
+        """
+        if str(device) not in self.by_device:
+            raise RuntimeError(
+                f"experts run on {device}, but the model was attached on "
+                f"{', '.join(self.by_device)}: detach, move the model, then attach again"
+            )
+        return self.by_device[str(device)]

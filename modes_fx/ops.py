@@ -1,0 +1,143 @@
+"""The ops a rewritten graph consists of: schemas, fakes and dispatch to the kernels.
+
+- ``modes_fx::marker`` stands in front of the experts of an attached model and carries what the
+  model's own graph does not hold: the layer's thresholds and each token's modality. The backend
+  consumes it; it computes nothing.
+- ``modes_fx::gate`` turns the router's choice into the kept pairs.
+- ``modes_fx::experts`` computes the kept pairs.
+- ``modes_fx::count_pairs`` adds up how many pairs were kept, for reports.
+
+T tokens, K experts per token, E experts, H hidden size, M modality codes.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from modes_fx.kernels import compact, reference
+from modes_fx.kernels.epilogue import Body
+
+
+@torch.library.custom_op("modes_fx::marker", mutates_args=())
+def marker(
+    x: Tensor,
+    theta: Tensor,
+    modality: Tensor,
+    counts: Tensor,
+    share: str,
+    kept_mass_exponent: float,
+    min_k: int,
+) -> Tensor:
+    """Return ``x``; carry the layer's gate arguments to the backend.
+
+    Reaching this implementation means that nothing was rewritten: the layer runs as the model wrote
+    it, every expert is computed, and the caller is told so.
+    """
+    warnings.warn(
+        "a skipping policy is attached, but this call did not go through modes_backend, so every "
+        "expert is computed. Call the object torch.compile(model, backend=modes_backend) returned; "
+        "for model.generate use model.compile(backend=modes_backend), which compiles in place.",
+        stacklevel=2,
+    )
+    return x.clone()
+
+
+@marker.register_fake
+def _(
+    x: Tensor,
+    theta: Tensor,
+    modality: Tensor,
+    counts: Tensor,
+    share: str,
+    kept_mass_exponent: float,
+    min_k: int,
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("modes_fx::gate", mutates_args=())
+def gate(
+    index: Tensor,
+    weight: Tensor,
+    modality: Tensor,
+    theta: Tensor,
+    num_experts: int,
+    share: str,
+    kept_mass_exponent: float,
+    min_k: int,
+) -> tuple[Tensor, Tensor]:
+    """See ``modes_fx.kernels.reference.gate``.
+
+    Raises:
+        ValueError: fewer modality codes than tokens.
+    """
+    if len(modality) < len(index):
+        raise ValueError(
+            f"{len(index)} tokens reach the experts but only {len(modality)} have a modality: call "
+            "the model through its own forward, where modes_fx.attach reads the modality"
+        )
+    return reference.gate(
+        index, weight, modality, theta, num_experts, share, kept_mass_exponent, min_k
+    )
+
+
+@gate.register_fake
+def _(
+    index: Tensor,
+    weight: Tensor,
+    modality: Tensor,
+    theta: Tensor,
+    num_experts: int,
+    share: str,
+    kept_mass_exponent: float,
+    min_k: int,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(index), torch.empty_like(weight)
+
+
+@torch.library.custom_op("modes_fx::experts", mutates_args=())
+def experts(
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    params: Sequence[Tensor],
+    body: str,
+    num_experts: int,
+) -> Tensor:
+    """See ``modes_fx.kernels.reference.experts``; ``body`` is its JSON."""
+    return compact.experts(x, index, weight, params, Body.from_json(body), num_experts)
+
+
+@experts.register_fake
+def _(
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    params: Sequence[Tensor],
+    body: str,
+    num_experts: int,
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("modes_fx::count_pairs", mutates_args=("counts",))
+def count_pairs(counts: Tensor, index: Tensor, modality: Tensor, num_experts: int) -> None:
+    """Add this call's pairs to ``counts``.
+
+    Args:
+        counts: ``[M, 2]`` int64; by modality code: all pairs, kept pairs. Changed in place.
+        index: ``[T, K]`` the gate's choice; ids >= ``num_experts`` are skipped pairs.
+        modality: ``[>= T]`` int8 codes.
+        num_experts: E.
+    """
+    code = modality[: len(index)].long()
+    kept = (index < num_experts).sum(-1)
+    pairs = torch.full_like(kept, index.shape[1])
+    counts.index_add_(0, code, torch.stack((pairs, kept), dim=-1))
+
+
+@count_pairs.register_fake
+def _(counts: Tensor, index: Tensor, modality: Tensor, num_experts: int) -> None:
+    return None

@@ -1,0 +1,113 @@
+"""Small questions about the nodes of a functional ATen graph."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+VIEW_OPS = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.squeeze.default,
+        aten.expand.default,
+        aten.clone.default,
+        aten.alias.default,
+        aten.detach.default,
+    }
+)
+"""Ops that change how values are laid out, not what they are."""
+
+TRANSPOSE_OPS = frozenset({aten.transpose.int, aten.permute.default, aten.t.default})
+
+
+def shape(node: Node) -> tuple[int, ...] | None:
+    """Return a tensor node's shape; symbolic sizes by the value they had when captured."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    return tuple(int_hint(size) for size in value.shape)
+
+
+def int_hint(value: int | torch.SymInt) -> int:
+    """Return an integer, or the value a symbolic one had when it was captured."""
+    return value if isinstance(value, int) else int(value.node.hint)
+
+
+def dtype(node: Node) -> torch.dtype | None:
+    """Return a tensor node's dtype."""
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def is_floating(node: Node) -> bool:
+    """Return whether a node is a floating-point tensor."""
+    kind = dtype(node)
+    return kind is not None and kind.is_floating_point
+
+
+def is_input(node: Node) -> bool:
+    """Return whether a node is a parameter, a buffer or another input of the graph."""
+    return node.op in ("placeholder", "get_attr")
+
+
+def through_views(node: Node, wanted: tuple[int, ...] | None = None) -> Node:
+    """Follow views backwards, up to the first node of the wanted shape where one is given."""
+    while node.target in VIEW_OPS and (wanted is None or shape(node) != wanted):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def stacked_weight(node: Node) -> tuple[Node, bool] | None:
+    """Return the 3-dimensional input behind a GEMM operand, and whether its matrices are transposed.
+
+    None where the operand is something else.
+    """
+    transposed = False
+    while node.target in TRANSPOSE_OPS or node.target in VIEW_OPS:
+        transposed ^= _swaps_last_two(node)
+        node = node.all_input_nodes[0]
+    dimensions = shape(node)
+    if is_input(node) and dimensions is not None and len(dimensions) == 3:
+        return node, transposed
+    return None
+
+
+def descendants(roots: Iterable[Node]) -> set[Node]:
+    """Return the roots and everything computed from them."""
+    found = set(roots)
+    pending = list(found)
+    while pending:
+        for user in pending.pop().users:
+            if user not in found:
+                found.add(user)
+                pending.append(user)
+    return found
+
+
+def between(end: Node, boundary: Iterable[Node]) -> list[Node]:
+    """Return, in the graph's order, what computes ``end`` from the boundary and the graph's inputs."""
+    stop, found, pending = set(boundary), {end}, [end]
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in found and source not in stop and not is_input(source):
+                found.add(source)
+                pending.append(source)
+    return [node for node in end.graph.nodes if node in found]
+
+
+def _swaps_last_two(node: Node) -> bool:
+    if node.target not in TRANSPOSE_OPS:
+        return False
+    before, after = shape(node.all_input_nodes[0]), shape(node)
+    if before is None or after is None or len(before) != 3:
+        return False
+    if node.target is aten.transpose.int:
+        return {dim % 3 for dim in node.args[1:]} == {1, 2}  # type: ignore[operator]
+    return list(node.args[1]) in ([0, 2, 1], [0, -1, -2])  # type: ignore[arg-type]

@@ -1,0 +1,67 @@
+"""What a pattern is, and the cut that all patterns share.
+
+A pattern knows one dispatch form: how a model brings each row to its expert. Adding one is a class
+with a name and ``find``, one entry in ``modes_fx.passes.pipeline.PATTERNS``, and one test.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch.fx import Graph
+
+from modes_fx.passes import graph as g
+from modes_fx.passes.lift import Lifter
+from modes_fx.passes.region import (
+    Candidate,
+    NoMatch,
+    Region,
+    check_enclosed,
+    combine_of,
+    pair_matrix,
+)
+
+# T tokens, K experts per token, E experts, S = T * K pairs.
+
+
+class Pattern(ABC):
+    """One dispatch form."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def find(self, graph: Graph) -> list[Candidate]:
+        """Return the candidates in a functional ATen graph, in its order."""
+
+    def check(self, candidate: Candidate) -> Region:
+        """Cut a candidate at x, index and weight, and lift what its experts compute.
+
+        Raises:
+            NoMatch: it is not a region that can be rewritten; says why.
+        """
+        index = pair_matrix(candidate.index_source)
+        tokens, top_k = g.shape(index) or (0, 0)
+        num_experts = (g.shape(candidate.gemms[0].weight) or (0,))[0]
+        out = combine_of(candidate, tokens, top_k)
+        lifter = Lifter(candidate, tokens, top_k, num_experts)
+        total = out if out.target is g.aten.sum.dim_IntList else out.all_input_nodes[0]
+        body = lifter.lift(total.all_input_nodes[0])
+        if lifter.x is None or lifter.weight is None:
+            missing = "input rows" if lifter.x is None else "combine weights"
+            raise NoMatch(f"the {missing} of the experts were not found", out)
+        if g.dtype(out) != g.dtype(lifter.x):
+            raise NoMatch(
+                f"its output is {g.dtype(out)} but its input is {g.dtype(lifter.x)}", out
+            )
+        region = Region(
+            form=candidate.form,
+            gemms=candidate.gemms,
+            x=lifter.x,
+            index=index,
+            weight=lifter.weight,
+            out=out,
+            params=tuple(lifter.params),
+            body=body,
+            num_experts=num_experts,
+        )
+        check_enclosed(region.gemms, region.nodes, out)
+        return region

@@ -1,0 +1,110 @@
+"""Replace a region by ``modes_fx::gate`` and ``modes_fx::experts``, and consume markers."""
+
+from operator import getitem
+from typing import NamedTuple
+
+import torch
+from torch.fx import Graph, Node
+
+import modes_fx.ops  # registers the ops
+from modes_fx.passes import graph as g
+from modes_fx.passes.region import NoMatch, Region
+
+MARKER = torch.ops.modes_fx.marker.default
+
+
+class GateArguments(NamedTuple):
+    """What a marker carries for its layer; see ``modes_fx.ops.marker``."""
+
+    theta: Node
+    modality: Node
+    counts: Node
+    share: str
+    kept_mass_exponent: float
+    min_k: int
+
+
+def find_marker(region: Region) -> Node | None:
+    """Return the marker in front of a region; None where the model is not attached.
+
+    Raises:
+        NoMatch: the marker saw other tokens than the region computes.
+    """
+    node = g.through_views(region.x)
+    if node.target is not MARKER:
+        return None
+    seen, tokens = g.shape(node) or (), (g.shape(region.x) or (0,))[0]
+    marked = 1
+    for size in seen[:-1]:
+        marked *= size
+    if marked != tokens:
+        raise NoMatch(f"its experts see {tokens} tokens, its marker {marked}", node)
+    return node
+
+
+def resolve_gate(marker: Node, region: Region) -> GateArguments:
+    """Return the gate's arguments, with the default share chosen by K.
+
+    Raises:
+        NoMatch: the policy asks for a share that cannot be had here.
+    """
+    gate = GateArguments(*marker.args[1:])
+    if gate.share == "router":
+        raise NoMatch(
+            "the policy compares the router's own probability (share='router'), which this release "
+            "cannot find in a graph: recalibrate with share='renormalised' or 'weight'"
+        )
+    if gate.share == "auto":
+        top_k = (g.shape(region.index) or (0, 0))[1]
+        gate = gate._replace(share="renormalised" if top_k > 1 else "weight")
+    return gate
+
+
+def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
+    """Put the ops in the place of a region; the old nodes die with the next dead-code elimination."""
+    ops = torch.ops.modes_fx
+    index, weight = region.index, region.weight
+    with graph.inserting_before(region.out):
+        if gate is not None:
+            kept = graph.call_function(
+                ops.gate.default,
+                (
+                    index,
+                    weight,
+                    gate.modality,
+                    gate.theta,
+                    region.num_experts,
+                    gate.share,
+                    gate.kept_mass_exponent,
+                    gate.min_k,
+                ),
+            )
+            index = graph.call_function(getitem, (kept, 0))
+            weight = graph.call_function(getitem, (kept, 1))
+            if (g.shape(gate.counts) or (0,))[0]:
+                counting = (gate.counts, index, gate.modality, region.num_experts)
+                graph.call_function(ops.count_pairs.default, counting)
+        result = graph.call_function(
+            ops.experts.default,
+            (
+                region.x,
+                index,
+                weight,
+                list(region.params),
+                region.body.to_json(),
+                region.num_experts,
+            ),
+        )
+    result.meta = dict(region.out.meta)
+    region.out.replace_all_uses_with(result)
+
+
+def remove_markers(graph: Graph) -> list[Node]:
+    """Take every marker out of the graph; return the threshold input of each, in order."""
+    thetas = []
+    for node in list(graph.nodes):
+        if node.target is MARKER:
+            thetas.append(node.args[1])
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    return thetas

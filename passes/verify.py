@@ -1,0 +1,112 @@
+"""Numeric proof that a region and its rewrite compute the same, on the real weights.
+
+A structural match proves nothing. The original nodes are run on random tokens with all pairs kept,
+and with about half of the pairs skipped by a weight of 0; the rewrite must agree on both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from modes_fx.kernels import compact, reference
+from modes_fx.passes import graph as g
+from modes_fx.passes.region import NoMatch, Region
+
+FP32_TOLERANCE = 1e-5
+"""Largest error allowed, as a fraction of the largest output."""
+
+ROUNDING_MARGIN = 1.25
+"""In low precision: how much further from a float32 run the rewrite may be than the original."""
+
+
+def verify(region: Region, inputs: Mapping[Node, Any]) -> float:
+    """Compare a region with its rewrite.
+
+    Args:
+        region: the region.
+        inputs: the graph's inputs as real tensors, at least those the region reads.
+
+    Returns:
+        The largest absolute difference, as a fraction of the largest output.
+
+    Raises:
+        NoMatch: they differ.
+    """
+    params = [inputs[param] for param in region.params]
+    with unset_fake_temporarily(), torch.no_grad():
+        x, index, weight = _random_tokens(region, params[0].device)
+        skipped = torch.rand(weight.shape, generator=_generator(1)).to(weight.device) < 0.5
+        error = 0.0
+        for skip in (torch.zeros_like(skipped), skipped):
+            original = _run(region, inputs, x, index, weight.masked_fill(skip, 0))
+            choice = index.masked_fill(skip, region.num_experts)
+            args = (choice, weight, params, region.body, region.num_experts)
+            rewritten = compact.experts(x, *args)
+            error = max(error, _error(original, rewritten))
+            if not _agree(original, rewritten, lambda a=args: reference.experts(x.float(), *a)):
+                raise NoMatch(
+                    f"its rewrite gives other numbers: relative error {error:.2e} with "
+                    f"{int(skip.sum())} of {skip.numel()} pairs skipped"
+                )
+    return error
+
+
+def _random_tokens(region: Region, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    generator = _generator(0)
+    tokens, hidden = g.shape(region.x) or (0, 0)
+    top_k = (g.shape(region.index) or (0, 0))[1]
+    x = torch.randn(tokens, hidden, generator=generator)
+    scores = torch.rand(tokens, region.num_experts, generator=generator)
+    weight, index = scores.softmax(-1).topk(min(top_k, region.num_experts), dim=-1)
+    return (
+        x.to(device, g.dtype(region.x)),
+        index.to(device, g.dtype(region.index)),
+        (weight * region.num_experts / top_k).to(device, g.dtype(region.weight)),
+    )
+
+
+def _run(
+    region: Region, inputs: Mapping[Node, Any], x: Tensor, index: Tensor, weight: Tensor
+) -> Tensor:
+    values: dict[Node, Any] = {region.x: x, region.index: index, region.weight: weight}
+
+    def read(node: Node) -> Any:
+        if node in values:
+            return values[node]
+        value = node.meta.get("val")
+        return inputs[node] if isinstance(value, Tensor) else g.int_hint(value)
+
+    for node in region.nodes:
+        if isinstance(node.meta.get("val"), int | torch.SymInt):
+            values[node] = g.int_hint(node.meta["val"])
+        else:
+            args, kwargs = map_arg((node.args, node.kwargs), read)  # type: ignore[misc]
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    result: Tensor = values[region.out]
+    return result
+
+
+def _agree(original: Tensor, rewritten: Tensor, exact: Any) -> bool:
+    if _error(original, rewritten) <= FP32_TOLERANCE:
+        return True
+    if original.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    truth = exact()
+    distance = [(value.float() - truth).norm() for value in (original, rewritten)]
+    return bool(distance[1] <= ROUNDING_MARGIN * distance[0])
+
+
+def _error(original: Tensor, rewritten: Tensor) -> float:
+    difference = (original.float() - rewritten.float()).abs().max()
+    scale = original.float().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    error = float(difference / scale)
+    return error if error == error else float("inf")
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
