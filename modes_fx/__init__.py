@@ -1,1 +1,19 @@
 """Skip the experts a multimodal token does not need, inside torch.compile."""
+
+from modes_fx.attach import attach, detach, pair_counts, set_target
+from modes_fx.backend import modes_backend
+from modes_fx.errors import MatchError, PolicyError
+from modes_fx.policy import SkipPolicy
+from modes_fx.vocabulary import Modality
+
+__all__ = [
+    "MatchError",
+    "Modality",
+    "PolicyError",
+    "SkipPolicy",
+    "attach",
+    "detach",
+    "modes_backend",
+    "pair_counts",
+    "set_target",
+]

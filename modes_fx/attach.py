@@ -6,13 +6,16 @@ model that keep the modality buffer; ``detach`` removes all of it.
 """
 
 import inspect
+import threading
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
 from torch.utils.hooks import RemovableHandle
 
 from modes_fx import ops as ops  # registers the ops that the hooks call
@@ -24,6 +27,9 @@ _ATTACHMENT = "_modes_attachment"
 _THETA = "modes_theta"
 _COUNTS = "modes_counts"
 _GATE = "_modes_gate"
+
+RECOMPILES_PER_LAYER = 16
+"""How often each layer may be captured: prefill and decode, some shapes and numbers of images."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,9 @@ class Attachment:
         layers: the modules that own experts, by path.
         modality: the modality of the tokens of the call in flight.
         handles: the hooks to remove.
+        in_flight: held during a call, because two calls would share the modality buffer.
+        caller: the thread that made the call in flight.
+        call: what ends with the call in flight.
     """
 
     policy: SkipPolicy | None
@@ -53,6 +62,9 @@ class Attachment:
     layers: Mapping[str, nn.Module]
     modality: ModalityBuffer
     handles: list[RemovableHandle] = field(default_factory=list)
+    in_flight: threading.Lock = field(default_factory=threading.Lock)
+    caller: int | None = None
+    call: ExitStack = field(default_factory=ExitStack)
 
 
 def find_expert_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -260,40 +272,61 @@ def _mark(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 def _hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds) -> None:
     positions = {name: i for i, name in enumerate(inspect.signature(model.forward).parameters)}
 
-    def write_codes(
+    def begin_call(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def argument(name: str) -> Any:
             position = positions.get(name, len(args))
             return args[position] if position < len(args) else kwargs.get(name)
 
+        attachment.call = _begin_call(attachment)
         modality = kwargs.get("modality")
         input_ids, embeddings = argument("input_ids"), argument("inputs_embeds")
         if input_ids is None and modality is None:
-            _warn_no_modality()
+            warnings.warn(
+                "the model was called without input_ids, so the modality of its tokens is unknown "
+                "and nothing is skipped: pass modality=[B, S] codes (modes_fx.Modality) as well",
+                stacklevel=2,
+            )
         codes = modality_codes(
             token_ids,
             input_ids,
             mm_token_type_ids=argument("mm_token_type_ids"),
             modality=modality,
             attention_mask=argument("attention_mask"),
-            shape=None if embeddings is None else embeddings.shape[:2],
+            shape=None if embeddings is None else tuple(embeddings.shape[:2]),
         )
         attachment.modality.write(codes)
         return args, {name: value for name, value in kwargs.items() if name != "modality"}
 
-    def forget_codes(module: nn.Module, args: Any, output: Any) -> None:
-        attachment.modality.reset()
+    def end_call(module: nn.Module, args: Any, output: Any) -> None:
+        if attachment.caller == threading.get_ident():
+            attachment.caller = None
+            attachment.call.close()
 
-    attachment.handles.append(model.register_forward_pre_hook(write_codes, with_kwargs=True))
-    attachment.handles.append(model.register_forward_hook(forget_codes, always_call=True))
+    reason = "reads the modality of the tokens before the model's graphs run"
+    before = torch.compiler.disable(begin_call, reason=reason)
+    after = torch.compiler.disable(end_call, reason=reason)
+    attachment.handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
+    attachment.handles.append(model.register_forward_hook(after, always_call=True))
 
 
-# Dynamo runs this while it captures, so the warning does not break the graph.
-@torch._dynamo.assume_constant_result
-def _warn_no_modality() -> None:
-    warnings.warn(
-        "the model was called with embeddings and without input_ids, so the modality of its tokens "
-        "is unknown and nothing is skipped: pass modality=[B, S] codes (modes_fx.Modality) as well",
-        stacklevel=2,
-    )
+def _begin_call(attachment: Attachment) -> ExitStack:
+    if not attachment.in_flight.acquire(blocking=False):
+        raise RuntimeError(
+            "this model is in a call already, and its tokens' modality belongs to that call: make "
+            "one call at a time, or load a second copy of the model"
+        )
+    attachment.caller = threading.get_ident()
+    call = ExitStack()
+    call.callback(attachment.in_flight.release)
+    call.callback(attachment.modality.reset)
+    # A graph break between the layers, as vision towers cause, makes Dynamo capture every layer by
+    # itself; the layers are one code object to it, so its limit must allow for all of them.
+    captures = RECOMPILES_PER_LAYER * len(attachment.layers)
+    limits = {
+        name: max(captures, getattr(dynamo_config, name))
+        for name in ("recompile_limit", "accumulated_recompile_limit")
+    }
+    call.enter_context(dynamo_config.patch(limits))
+    return call

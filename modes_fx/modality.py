@@ -1,7 +1,7 @@
 """The modality of every token, from the arguments of a model's forward.
 
 Codes are written into a buffer of fixed capacity, because a captured graph needs a tensor of stable
-shape; everything here traces under ``torch.compile``, so that writing them is part of the graph.
+shape: it is an input of every graph that holds experts, whether or not that graph sees token ids.
 """
 
 import re

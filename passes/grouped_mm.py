@@ -9,9 +9,7 @@ from modes_fx.passes import graph as g
 from modes_fx.passes.pattern import Pattern
 from modes_fx.passes.region import Candidate, Gemm
 
-GROUPED_MM_OPS = frozenset(
-    {"aten._grouped_mm.default", "transformers.grouped_mm_fallback.default"}
-)
+GROUPED_MM_OPS = frozenset({"aten._grouped_mm.default", "transformers.grouped_mm_fallback.default"})
 SORT_OPS = frozenset({torch.ops.aten.sort.default, torch.ops.aten.sort.stable})
 
 

@@ -57,7 +57,9 @@ class Lifter:
     def _gemm(self, node: Node) -> str:
         gemm = self._gemms[node]
         rows = self._value(gemm.rows)
-        return self._step(MATMUL, (rows, self._param(gemm.weight, per_expert=True), gemm.transposed))
+        return self._step(
+            MATMUL, (rows, self._param(gemm.weight, per_expert=True), gemm.transposed)
+        )
 
     def _other(self, node: Node) -> str:
         if node not in self._in_pairs:

@@ -49,9 +49,7 @@ class Pattern(ABC):
             missing = "input rows" if lifter.x is None else "combine weights"
             raise NoMatch(f"the {missing} of the experts were not found", out)
         if g.dtype(out) != g.dtype(lifter.x):
-            raise NoMatch(
-                f"its output is {g.dtype(out)} but its input is {g.dtype(lifter.x)}", out
-            )
+            raise NoMatch(f"its output is {g.dtype(out)} but its input is {g.dtype(lifter.x)}", out)
         region = Region(
             form=candidate.form,
             gemms=candidate.gemms,

@@ -193,7 +193,9 @@ def _check_step(step: Step, position: int, num_params: int) -> None:
             raise BodyError(f"step {position} ({step.op}) reads the undefined value {name!r}")
     if step.op == MATMUL:
         if len(step.args) != 3 or not str(step.args[1]).startswith("p"):
-            raise BodyError(f"step {position}: matmul takes rows, a parameter and a transposed flag")
+            raise BodyError(
+                f"step {position}: matmul takes rows, a parameter and a transposed flag"
+            )
     elif step.op == SLICE:
         if len(step.args) != 4:
             raise BodyError(f"step {position}: slice takes rows, start, end and stride")

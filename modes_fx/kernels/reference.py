@@ -103,7 +103,11 @@ def experts(
         if len(token) == 0:
             continue
         rows = body.run(
-            x[token], weight[token, slot, None], params, torch.full_like(token, e), _expert_matmul(e)
+            x[token],
+            weight[token, slot, None],
+            params,
+            torch.full_like(token, e),
+            _expert_matmul(e),
         )
         out.index_add_(0, token, rows.to(out.dtype))
     return out.to(x.dtype)
