@@ -5,66 +5,24 @@ experts, a pre-hook there (the marker that the backend looks for), and a pre- an
 model that keep the modality buffer; ``detach`` removes all of it.
 """
 
-import inspect
-import threading
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch._dynamo import config as dynamo_config
-from torch.utils.hooks import RemovableHandle
 
-from modes_fx import ops as ops  # registers the ops that the hooks call
-from modes_fx.modality import DEFAULT_MAX_TOKENS, ModalityBuffer, TokenIds, modality_codes
+from modes_fx.hooks import (
+    ATTACHMENT,
+    COUNTS,
+    GATE,
+    THETA,
+    Attachment,
+    GateOptions,
+    attach_layer,
+    hook_modality,
+    keep_all_theta,
+)
+from modes_fx.modality import DEFAULT_MAX_TOKENS, ModalityBuffer, TokenIds
 from modes_fx.policy import SkipPolicy
-from modes_fx.vocabulary import Modality
-
-_ATTACHMENT = "_modes_attachment"
-_THETA = "modes_theta"
-_COUNTS = "modes_counts"
-_GATE = "_modes_gate"
-
-RECOMPILES_PER_LAYER = 16
-"""How often each layer may be captured: prefill and decode, some shapes and numbers of images."""
-
-
-@dataclass(frozen=True)
-class GateOptions:
-    """What a layer's marker carries besides thresholds: the policy's options and the codes."""
-
-    share: str
-    kept_mass_exponent: float
-    min_k: int
-    modality: ModalityBuffer
-
-
-@dataclass
-class Attachment:
-    """What ``attach`` put on a model.
-
-    Attributes:
-        policy: the policy in force; None keeps every expert.
-        target: the calibrated target in force; None keeps every expert.
-        layers: the modules that own experts, by path.
-        modality: the modality of the tokens of the call in flight.
-        handles: the hooks to remove.
-        in_flight: held during a call, because two calls would share the modality buffer.
-        caller: the thread that made the call in flight.
-        call: what ends with the call in flight.
-    """
-
-    policy: SkipPolicy | None
-    target: float | None
-    layers: Mapping[str, nn.Module]
-    modality: ModalityBuffer
-    handles: list[RemovableHandle] = field(default_factory=list)
-    in_flight: threading.Lock = field(default_factory=threading.Lock)
-    caller: int | None = None
-    call: ExitStack = field(default_factory=ExitStack)
 
 
 def find_expert_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -104,14 +62,13 @@ def attach(
         PolicyError: the policy is for another model, or has no such target.
         ValueError: the model is attached already, or has no module that owns experts.
     """
-    if hasattr(model, _ATTACHMENT):
+    if is_attached(model):
         raise ValueError("the model is attached already: call modes_fx.detach(model) first")
     layers = find_expert_modules(model)
     if not layers:
         raise ValueError(
-            f"{type(model).__name__} has no MoE layer that modes-fx knows how to skip in: no module "
-            "owns two or more stacked expert weights of shape [E, ., .]. Run modes_fx.explain"
-            "(model, **inputs) to see what its graphs contain"
+            f"{type(model).__name__} has no MoE layer that modes-fx can skip in: no module owns two "
+            "or more stacked expert weights of shape [E, ., .]"
         )
     if policy is not None:
         policy.check_model(model)
@@ -127,10 +84,10 @@ def attach(
         min_k=policy.min_k if policy else 0,
         modality=attachment.modality,
     )
-    setattr(model, _ATTACHMENT, attachment)
-    for layer in layers.values():
-        _attach_layer(layer, gate, count_pairs, attachment.handles)
-    _hook_modality(model, attachment, token_ids)
+    setattr(model, ATTACHMENT, attachment)
+    for path, layer in layers.items():
+        attach_layer(path, layer, gate, count_pairs, attachment.handles)
+    hook_modality(model, attachment, token_ids)
     set_target(model, target)
     return model
 
@@ -178,14 +135,7 @@ def set_thetas(model: nn.Module, thetas: Mapping[str, Tensor]) -> None:
     for path, theta in thetas.items():
         if path not in layers:
             raise ValueError(f"the model has no MoE layer {path!r}; it has {', '.join(layers)}")
-        getattr(layers[path], _THETA).copy_(theta)
-
-
-def keep_all_theta() -> Tensor:
-    """Return thresholds ``[M]`` that skip nothing but padding."""
-    theta = torch.full((len(Modality),), -torch.inf)
-    theta[Modality.PADDING] = torch.inf
-    return theta
+        getattr(layers[path], THETA).copy_(theta)
 
 
 def pair_counts(model: nn.Module, *, reset: bool = False) -> dict[str, Tensor]:
@@ -198,7 +148,7 @@ def pair_counts(model: nn.Module, *, reset: bool = False) -> dict[str, Tensor]:
     Raises:
         ValueError: the model is not attached, or was attached without ``count_pairs=True``.
     """
-    counts = {path: getattr(layer, _COUNTS) for path, layer in attached(model).layers.items()}
+    counts = {path: getattr(layer, COUNTS) for path, layer in attached(model).layers.items()}
     if not all(count.numel() for count in counts.values()):
         raise ValueError("pairs are not counted: use modes_fx.attach(model, ..., count_pairs=True)")
     copies = {path: count.clone() for path, count in counts.items()}
@@ -214,10 +164,15 @@ def attached(model: nn.Module) -> Attachment:
     Raises:
         ValueError: the model is not attached.
     """
-    attachment = getattr(model, _ATTACHMENT, None)
+    attachment = getattr(model, ATTACHMENT, None)
     if attachment is None:
         raise ValueError(f"{type(model).__name__} is not attached: call modes_fx.attach first")
     return attachment
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Return whether a model, or the model inside a compiled wrapper, is attached."""
+    return hasattr(model, ATTACHMENT)
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -230,103 +185,7 @@ def detach(model: nn.Module) -> nn.Module:
     for handle in attachment.handles:
         handle.remove()
     for layer in attachment.layers.values():
-        for name in (_THETA, _COUNTS, _GATE):
+        for name in (THETA, COUNTS, GATE):
             delattr(layer, name)
-    delattr(getattr(model, "_orig_mod", model), _ATTACHMENT)
+    delattr(getattr(model, "_orig_mod", model), ATTACHMENT)
     return model
-
-
-def _attach_layer(
-    layer: nn.Module, gate: GateOptions, count_pairs: bool, handles: list[RemovableHandle]
-) -> None:
-    device = next(layer.parameters()).device
-    counts = torch.zeros((len(Modality) if count_pairs else 0, 2), dtype=torch.int64, device=device)
-    layer.register_buffer(_THETA, keep_all_theta().to(device), persistent=False)
-    layer.register_buffer(_COUNTS, counts, persistent=False)
-    setattr(layer, _GATE, gate)
-    handles.append(layer.register_forward_pre_hook(_mark, with_kwargs=True))
-
-
-def _mark(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    theta = getattr(layer, _THETA)
-    if theta.dtype != torch.float32:
-        raise RuntimeError(
-            f"the thresholds became {theta.dtype} when the model was converted after it was "
-            "attached: detach, convert the model, then attach again"
-        )
-    gate: GateOptions = getattr(layer, _GATE)
-    name = None if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-    x = args[0] if name is None else kwargs[name]
-    marked = torch.ops.modes_fx.marker(
-        x,
-        theta,
-        gate.modality.on(x.device),
-        getattr(layer, _COUNTS),
-        gate.share,
-        gate.kept_mass_exponent,
-        gate.min_k,
-    )
-    return ((marked, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: marked})
-
-
-def _hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds) -> None:
-    positions = {name: i for i, name in enumerate(inspect.signature(model.forward).parameters)}
-
-    def begin_call(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        def argument(name: str) -> Any:
-            position = positions.get(name, len(args))
-            return args[position] if position < len(args) else kwargs.get(name)
-
-        attachment.call = _begin_call(attachment)
-        modality = kwargs.get("modality")
-        input_ids, embeddings = argument("input_ids"), argument("inputs_embeds")
-        if input_ids is None and modality is None:
-            warnings.warn(
-                "the model was called without input_ids, so the modality of its tokens is unknown "
-                "and nothing is skipped: pass modality=[B, S] codes (modes_fx.Modality) as well",
-                stacklevel=2,
-            )
-        codes = modality_codes(
-            token_ids,
-            input_ids,
-            mm_token_type_ids=argument("mm_token_type_ids"),
-            modality=modality,
-            attention_mask=argument("attention_mask"),
-            shape=None if embeddings is None else tuple(embeddings.shape[:2]),
-        )
-        attachment.modality.write(codes)
-        return args, {name: value for name, value in kwargs.items() if name != "modality"}
-
-    def end_call(module: nn.Module, args: Any, output: Any) -> None:
-        if attachment.caller == threading.get_ident():
-            attachment.caller = None
-            attachment.call.close()
-
-    reason = "reads the modality of the tokens before the model's graphs run"
-    before = torch.compiler.disable(begin_call, reason=reason)
-    after = torch.compiler.disable(end_call, reason=reason)
-    attachment.handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
-    attachment.handles.append(model.register_forward_hook(after, always_call=True))
-
-
-def _begin_call(attachment: Attachment) -> ExitStack:
-    if not attachment.in_flight.acquire(blocking=False):
-        raise RuntimeError(
-            "this model is in a call already, and its tokens' modality belongs to that call: make "
-            "one call at a time, or load a second copy of the model"
-        )
-    attachment.caller = threading.get_ident()
-    call = ExitStack()
-    call.callback(attachment.in_flight.release)
-    call.callback(attachment.modality.reset)
-    # A graph break between the layers, as vision towers cause, makes Dynamo capture every layer by
-    # itself; the layers are one code object to it, so its limit must allow for all of them.
-    captures = RECOMPILES_PER_LAYER * len(attachment.layers)
-    limits = {
-        name: max(captures, getattr(dynamo_config, name))
-        for name in ("recompile_limit", "accumulated_recompile_limit")
-    }
-    call.enter_context(dynamo_config.patch(limits))
-    return call

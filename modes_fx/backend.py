@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from functorch.compile import make_boxed_func
-from torch._functorch.aot_autograd import aot_module_simplified
+from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch.fx import GraphModule, Node
 
 from modes_fx.errors import MatchError
+from modes_fx.hooks import LAYER_PATH
 from modes_fx.passes.pipeline import rewrite_graph
 from modes_fx.passes.report import LayerReport
 
@@ -32,8 +32,8 @@ class BackendOptions:
 
     Attributes:
         strict: an MoE layer that is not rewritten is an error.
-        compiler: what compiles the rewritten graph: ``"inductor"``, or ``"eager"`` to run it node by
-            node (starts at once, needs no C++ compiler, computes the same).
+        compiler: what compiles the rewritten graph: ``"inductor"``, or ``"eager"`` to run it node
+            by node (starts at once, needs no C++ compiler, computes the same).
         inductor: inductor's own options, such as ``{"max_autotune": True}``.
     """
 
@@ -101,22 +101,15 @@ def compile_graph(
     observe: Observer,
 ) -> CompiledGraph:
     """Compile one captured graph and tell an observer what became of its MoE layers."""
-    names = _qualified_names(module)
-    if torch.is_grad_enabled() and any(
-        isinstance(value, torch.Tensor) and value.requires_grad for value in example_inputs
-    ):
+    if torch.is_grad_enabled() and any(_needs_gradient(value) for value in example_inputs):
         _refuse_gradients(options.strict)
-        return compile_fx(module, list(example_inputs))
+        return _inductor(module, example_inputs, options)
+    names = _qualified_names(module, example_inputs)
 
-    def rewrite_and_compile(functional: GraphModule, fake_inputs: Sequence[Any]) -> CompiledGraph:
-        placeholders = [node for node in functional.graph.nodes if node.op == "placeholder"]
-        if len(placeholders) != len(example_inputs):
-            raise MatchError(
-                f"the functional graph has {len(placeholders)} inputs, the captured one "
-                f"{len(example_inputs)}: please report this model"
-            )
+    def rewrite_and_compile(gm: GraphModule, example_inputs_: Sequence[Any]) -> CompiledGraph:
+        placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
         reports = rewrite_graph(
-            functional,
+            gm,
             dict(zip(placeholders, example_inputs, strict=True)),
             dict(zip(placeholders, names, strict=True)),
         )
@@ -124,16 +117,19 @@ def compile_graph(
         if options.strict:
             _require_all(reports)
         _keep_static_marks(module, placeholders)
-        return _compile(functional, fake_inputs, options)
+        if options.compiler == "eager":
+            return make_boxed_func(gm.forward)
+        return make_boxed_func(_inductor(gm, example_inputs_, options))
 
-    return aot_module_simplified(  # type: ignore[no-any-return]
+    compiled: CompiledGraph = aot_module_simplified(
         module,
         example_inputs,
-        fw_compiler=rewrite_and_compile,
-        inference_compiler=rewrite_and_compile,
+        fw_compiler=rewrite_and_compile,  # type: ignore[arg-type]
+        inference_compiler=rewrite_and_compile,  # type: ignore[arg-type]
         decompositions={},
         keep_inference_input_mutations=True,
     )
+    return compiled
 
 
 def warn_unmatched(reports: Sequence[LayerReport]) -> None:
@@ -174,16 +170,14 @@ def _refuse_gradients(strict: bool) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def _compile(
-    functional: GraphModule, fake_inputs: Sequence[Any], options: BackendOptions
-) -> CompiledGraph:
-    if options.compiler == "eager":
-        return make_boxed_func(functional.forward)  # type: ignore[no-any-return]
-    _require_cpp_compiler(fake_inputs)
-    compiled = compile_fx(
-        functional, list(fake_inputs), config_patches=dict(options.inductor or {})
-    )
-    return make_boxed_func(lambda *args: compiled(*args))  # type: ignore[no-any-return]
+def _needs_gradient(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
+
+
+def _inductor(module: GraphModule, inputs: Sequence[Any], options: BackendOptions) -> CompiledGraph:
+    _require_cpp_compiler(inputs)
+    compiled: Any = compile_fx(module, list(inputs), config_patches=dict(options.inductor or {}))
+    return lambda *args: compiled(*args)
 
 
 def _require_cpp_compiler(inputs: Sequence[Any]) -> None:
@@ -197,13 +191,14 @@ def _require_cpp_compiler(inputs: Sequence[Any]) -> None:
         )
 
 
-def _qualified_names(module: GraphModule) -> list[str]:
+def _qualified_names(module: GraphModule, inputs: Sequence[Any]) -> list[str]:
     names = []
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
-            argument = node.meta.get("grapharg")
-            source = argument.source.name if argument is not None and argument.source else ""
-            names.append(_dotted(source() if callable(source) else source))
+    placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
+    for node, value in zip(placeholders, inputs, strict=True):
+        argument = node.meta.get("grapharg")
+        source = argument.source.name if argument is not None and argument.source else ""
+        layer = getattr(value, LAYER_PATH, None)
+        names.append(f"{layer}.theta" if layer else _dotted(source))
     return names
 
 

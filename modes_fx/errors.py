@@ -8,7 +8,7 @@ class PolicyError(ValueError):
 
 
 class MatchError(RuntimeError):
-    """A graph could not be compiled as asked: strict matching, or something missing to compile it."""
+    """A graph cannot be compiled as asked: strict matching failed, or a compiler is missing."""
 
 
 def listed(names: Iterable[str], limit: int = 4) -> str:

@@ -65,7 +65,7 @@ def through_views(node: Node, wanted: tuple[int, ...] | None = None) -> Node:
 
 
 def stacked_weight(node: Node) -> tuple[Node, bool] | None:
-    """Return the 3-dimensional input behind a GEMM operand, and whether its matrices are transposed.
+    """Return the 3-D input behind a GEMM operand, and whether its matrices are transposed.
 
     None where the operand is something else.
     """
@@ -92,7 +92,7 @@ def descendants(roots: Iterable[Node]) -> set[Node]:
 
 
 def between(end: Node, boundary: Iterable[Node]) -> list[Node]:
-    """Return, in the graph's order, what computes ``end`` from the boundary and the graph's inputs."""
+    """Return, in order, what computes ``end`` from the boundary and the graph's inputs."""
     stop, found, pending = set(boundary), {end}, [end]
     while pending:
         for source in pending.pop().all_input_nodes:

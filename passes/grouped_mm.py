@@ -1,4 +1,4 @@
-"""Rows sorted by expert, one grouped GEMM over all experts (``_grouped_mm`` and its fallback op)."""
+"""Rows sorted by expert, then grouped GEMMs over all experts (``_grouped_mm``, its fallback op)."""
 
 from collections import defaultdict
 
@@ -14,7 +14,7 @@ SORT_OPS = frozenset({torch.ops.aten.sort.default, torch.ops.aten.sort.stable})
 
 
 class GroupedMM(Pattern):
-    """``grouped_mm(x[perm // K], weight, offsets)`` with ``offsets`` counted from sorted choices."""
+    """``grouped_mm(x[perm // K], weight, offsets)``, offsets counted from sorted choices."""
 
     name = "grouped_mm"
 

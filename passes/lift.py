@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from modes_fx.kernels.epilogue import ATEN_WHITELIST, MATMUL, SLICE, Body, Step
 from modes_fx.passes import graph as g
-from modes_fx.passes.region import Candidate, NoMatch
+from modes_fx.passes.region import Candidate, NoMatchError
 
 aten = torch.ops.aten
 
@@ -42,11 +42,11 @@ class Lifter:
         """Return the body that computes ``result``.
 
         Raises:
-            NoMatch: something on the way is not a row-wise operation of the whitelist.
+            NoMatchError: something on the way is not a row-wise operation of the whitelist.
         """
         name = self._value(result)
         if name != f"%{len(self._steps) - 1}":
-            raise NoMatch("the experts compute nothing", result)
+            raise NoMatchError("the experts compute nothing", result)
         return Body(tuple(self._per_expert), tuple(self._steps))
 
     def _value(self, node: Node) -> str:
@@ -74,7 +74,7 @@ class Lifter:
             return self._slice(node)
         if str(node.target) in ATEN_WHITELIST:
             return self._row_wise(node)
-        raise NoMatch(f"the experts use {node.target}, which no body may contain", node)
+        raise NoMatchError(f"the experts use {node.target}, which no body may contain", node)
 
     def _boundary(self, node: Node) -> str:
         pairs = (self._tokens, self._top_k)
@@ -88,12 +88,14 @@ class Lifter:
             return self._only("x", rows, "x")
         if g.is_input(source):
             return self._param(source, per_expert=False)
-        raise NoMatch("the experts read a value that is neither x, weight nor a parameter", node)
+        raise NoMatchError(
+            "the experts read a value that is neither x, weight nor a parameter", node
+        )
 
     def _gather(self, node: Node) -> str:
         source, indices = node.args[0], node.args[1]
         if len(indices) != 1:  # type: ignore[arg-type]
-            raise NoMatch("rows are indexed by more than one tensor", node)
+            raise NoMatchError("rows are indexed by more than one tensor", node)
         if source in self._in_pairs:
             return self._value(source)  # type: ignore[arg-type]
         dimensions = g.shape(source) or ()  # type: ignore[arg-type]
@@ -104,7 +106,7 @@ class Lifter:
     def _view(self, node: Node) -> str:
         source = node.all_input_nodes[0]
         if _width(node) != _width(source):
-            raise NoMatch("the experts' rows are reshaped", node)
+            raise NoMatchError("the experts' rows are reshaped", node)
         return self._value(source)
 
     def _split(self, node: Node) -> str:
@@ -122,22 +124,24 @@ class Lifter:
             sizes: Any = parts.args[1]
             start = sum(sizes[:number])
             return self._step(SLICE, (self._value(rows), start, start + sizes[number], 1))
-        raise NoMatch(f"the experts use {parts.target}, which no body may contain", parts)
+        raise NoMatchError(f"the experts use {parts.target}, which no body may contain", parts)
 
     def _slice(self, node: Node) -> str:
-        rows, dim, start, end, stride = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])
-        assert isinstance(rows, Node)
+        defaults: tuple[Any, ...] = (0, 0, None, 1)
+        given: tuple[Any, ...] = node.args
+        rows, dim, start, end, stride = given + defaults[len(given) - 1 :]
         dimensions = g.shape(rows) or ()
         if dim not in (-1, len(dimensions) - 1):
-            raise NoMatch("the experts' rows are sliced in another dimension than the last", node)
+            raise NoMatchError(
+                "the experts' rows are sliced in a dimension that is not the last", node
+            )
         width = dimensions[-1]
-        start = 0 if start is None else start
-        end = width if end is None else min(int(end), width)  # type: ignore[call-overload]
-        return self._step(SLICE, (self._value(rows), start, end, stride))
+        end = width if end is None else min(end, width)
+        return self._step(SLICE, (self._value(rows), start or 0, end, stride))
 
     def _row_wise(self, node: Node) -> str:
         if node.target is aten.mean.dim and node.args[1] != [-1]:
-            raise NoMatch("the experts average over another dimension than the last", node)
+            raise NoMatchError("the experts average over another dimension than the last", node)
         args = tuple(self._value(a) if isinstance(a, Node) else a for a in node.args)
         kwargs = {
             name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
@@ -149,7 +153,7 @@ class Lifter:
 
     def _only(self, role: str, node: Node, name: str) -> str:
         if getattr(self, role) not in (None, node):
-            raise NoMatch(f"two different values could be {role}", node)
+            raise NoMatchError(f"two different values could be {role}", node)
         setattr(self, role, node)
         return name
 

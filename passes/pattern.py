@@ -13,7 +13,7 @@ from modes_fx.passes import graph as g
 from modes_fx.passes.lift import Lifter
 from modes_fx.passes.region import (
     Candidate,
-    NoMatch,
+    NoMatchError,
     Region,
     check_enclosed,
     combine_of,
@@ -36,7 +36,7 @@ class Pattern(ABC):
         """Cut a candidate at x, index and weight, and lift what its experts compute.
 
         Raises:
-            NoMatch: it is not a region that can be rewritten; says why.
+            NoMatchError: it is not a region that can be rewritten; says why.
         """
         index = pair_matrix(candidate.index_source)
         tokens, top_k = g.shape(index) or (0, 0)
@@ -47,9 +47,11 @@ class Pattern(ABC):
         body = lifter.lift(total.all_input_nodes[0])
         if lifter.x is None or lifter.weight is None:
             missing = "input rows" if lifter.x is None else "combine weights"
-            raise NoMatch(f"the {missing} of the experts were not found", out)
+            raise NoMatchError(f"the {missing} of the experts were not found", out)
         if g.dtype(out) != g.dtype(lifter.x):
-            raise NoMatch(f"its output is {g.dtype(out)} but its input is {g.dtype(lifter.x)}", out)
+            raise NoMatchError(
+                f"its output is {g.dtype(out)} but its input is {g.dtype(lifter.x)}", out
+            )
         region = Region(
             form=candidate.form,
             gemms=candidate.gemms,

@@ -12,7 +12,7 @@ from modes_fx.passes import graph as g
 from modes_fx.passes.batched_mm import BatchedMM
 from modes_fx.passes.grouped_mm import GroupedMM
 from modes_fx.passes.pattern import Pattern
-from modes_fx.passes.region import Candidate, NoMatch, Region
+from modes_fx.passes.region import Candidate, NoMatchError, Region
 from modes_fx.passes.report import LayerReport
 from modes_fx.passes.rewrite import find_marker, remove_markers, resolve_gate, rewrite
 from modes_fx.passes.verify import verify
@@ -61,7 +61,9 @@ def _one_layer(
         region = pattern.check(candidate)
         marker = find_marker(region)
         gate = resolve_gate(marker, region) if marker is not None else None
-    except NoMatch as failure:
+        if gate is not None:
+            path = _owner(names.get(gate.theta, "")) or path
+    except NoMatchError as failure:
         return LayerReport(path, "refused", form=candidate.form, reason=str(failure))
     if not _has_real_weights(region, inputs):
         reason = "its weights are not real tensors, so the match could not be proved"
@@ -70,7 +72,7 @@ def _one_layer(
     try:
         if signature not in verified:
             verified[signature] = verify(region, inputs)
-    except NoMatch as failure:
+    except NoMatchError as failure:
         return _describe(region, path, "refused", str(failure), gated=gate is not None)
     rewrite(module.graph, region, gate)
     return _describe(

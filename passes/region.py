@@ -12,7 +12,7 @@ from modes_fx.kernels.epilogue import Body
 from modes_fx.passes import graph as g
 
 
-class NoMatch(Exception):
+class NoMatchError(Exception):
     """Why a candidate is not a region that can be rewritten, in words, with the node at fault."""
 
     def __init__(self, reason: str, node: Node | None = None) -> None:
@@ -90,13 +90,15 @@ def pair_matrix(node: Node) -> Node:
     """Return the ``[T, K]`` matrix behind a flattened choice of experts.
 
     Raises:
-        NoMatch: there is none.
+        NoMatchError: there is none.
     """
     while node.target in g.VIEW_OPS and len(g.shape(node) or ()) != 2:
         node = node.all_input_nodes[0]
     dimensions = g.shape(node)
     if dimensions is None or len(dimensions) != 2 or g.is_floating(node):
-        raise NoMatch("the choice of experts does not come from an integer matrix [T, K]", node)
+        raise NoMatchError(
+            "the choice of experts does not come from an integer matrix [T, K]", node
+        )
     return node
 
 
@@ -104,7 +106,7 @@ def combine_of(candidate: Candidate, tokens: int, top_k: int) -> Node:
     """Return the node that sums each token's experts.
 
     Raises:
-        NoMatch: the rows are not summed over K as ``[T, K, H] -> [T, H]``.
+        NoMatchError: the rows are not summed over K as ``[T, K, H] -> [T, H]``.
     """
     last = candidate.gemms[-1].node
     reachable = g.descendants([last])
@@ -113,14 +115,14 @@ def combine_of(candidate: Candidate, tokens: int, top_k: int) -> Node:
             rows = g.shape(node.args[0])
             if rows and len(rows) == 3 and rows[:2] == (tokens, top_k) and node.args[1] == [1]:
                 return _with_cast(node)
-    raise NoMatch(f"no sum over the {top_k} experts of each token follows the last GEMM", last)
+    raise NoMatchError(f"no sum over the {top_k} experts of each token follows the last GEMM", last)
 
 
 def check_enclosed(gemms: Sequence[Gemm], region_nodes: Sequence[Node], out: Node) -> None:
     """Check that nothing but the region reads what the GEMMs compute.
 
     Raises:
-        NoMatch: a value inside the region is read outside, so its GEMMs could not be removed.
+        NoMatchError: a value inside the region is read outside, so its GEMMs could not be removed.
     """
     inside = set(region_nodes)
     pending, seen = [gemm.node for gemm in gemms], set()
@@ -130,7 +132,9 @@ def check_enclosed(gemms: Sequence[Gemm], region_nodes: Sequence[Node], out: Nod
             continue
         seen.add(node)
         if node not in inside:
-            raise NoMatch("the experts' intermediate values are also read outside the region", node)
+            raise NoMatchError(
+                "the experts' intermediate values are also read outside the region", node
+            )
         pending.extend(node.users)
 
 

@@ -1,16 +1,19 @@
 """Replace a region by ``modes_fx::gate`` and ``modes_fx::experts``, and consume markers."""
 
 from operator import getitem
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Graph, Node
 
-import modes_fx.ops  # registers the ops
+from modes_fx import ops as ops  # registers the ops
 from modes_fx.passes import graph as g
-from modes_fx.passes.region import NoMatch, Region
+from modes_fx.passes.region import NoMatchError, Region
 
 MARKER = torch.ops.modes_fx.marker.default
+GATE = torch.ops.modes_fx.gate.default
+EXPERTS = torch.ops.modes_fx.experts.default
+COUNT_PAIRS = torch.ops.modes_fx.count_pairs.default
 
 
 class GateArguments(NamedTuple):
@@ -28,7 +31,7 @@ def find_marker(region: Region) -> Node | None:
     """Return the marker in front of a region; None where the model is not attached.
 
     Raises:
-        NoMatch: the marker saw other tokens than the region computes.
+        NoMatchError: the marker saw other tokens than the region computes.
     """
     node = g.through_views(region.x)
     if node.target is not MARKER:
@@ -38,7 +41,7 @@ def find_marker(region: Region) -> Node | None:
     for size in seen[:-1]:
         marked *= size
     if marked != tokens:
-        raise NoMatch(f"its experts see {tokens} tokens, its marker {marked}", node)
+        raise NoMatchError(f"its experts see {tokens} tokens, its marker {marked}", node)
     return node
 
 
@@ -46,11 +49,12 @@ def resolve_gate(marker: Node, region: Region) -> GateArguments:
     """Return the gate's arguments, with the default share chosen by K.
 
     Raises:
-        NoMatch: the policy asks for a share that cannot be had here.
+        NoMatchError: the policy asks for a share that cannot be had here.
     """
-    gate = GateArguments(*marker.args[1:])
+    arguments: Any = marker.args[1:]
+    gate = GateArguments(*arguments)
     if gate.share == "router":
-        raise NoMatch(
+        raise NoMatchError(
             "the policy compares the router's own probability (share='router'), which this release "
             "cannot find in a graph: recalibrate with share='renormalised' or 'weight'"
         )
@@ -61,13 +65,12 @@ def resolve_gate(marker: Node, region: Region) -> GateArguments:
 
 
 def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
-    """Put the ops in the place of a region; the old nodes die with the next dead-code elimination."""
-    ops = torch.ops.modes_fx
+    """Put the ops in the place of a region, whose old nodes nothing reads then."""
     index, weight = region.index, region.weight
     with graph.inserting_before(region.out):
         if gate is not None:
             kept = graph.call_function(
-                ops.gate.default,
+                GATE,
                 (
                     index,
                     weight,
@@ -83,9 +86,9 @@ def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
             weight = graph.call_function(getitem, (kept, 1))
             if (g.shape(gate.counts) or (0,))[0]:
                 counting = (gate.counts, index, gate.modality, region.num_experts)
-                graph.call_function(ops.count_pairs.default, counting)
+                graph.call_function(COUNT_PAIRS, counting)
         result = graph.call_function(
-            ops.experts.default,
+            EXPERTS,
             (
                 region.x,
                 index,

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from modes_fx.kernels import compact, reference
 from modes_fx.passes import graph as g
-from modes_fx.passes.region import NoMatch, Region
+from modes_fx.passes.region import NoMatchError, Region
 
 FP32_TOLERANCE = 1e-5
 """Largest error allowed, as a fraction of the largest output."""
@@ -35,7 +35,7 @@ def verify(region: Region, inputs: Mapping[Node, Any]) -> float:
         The largest absolute difference, as a fraction of the largest output.
 
     Raises:
-        NoMatch: they differ.
+        NoMatchError: they differ.
     """
     params = [inputs[param] for param in region.params]
     with unset_fake_temporarily(), torch.no_grad():
@@ -49,7 +49,7 @@ def verify(region: Region, inputs: Mapping[Node, Any]) -> float:
             rewritten = compact.experts(x, *args)
             error = max(error, _error(original, rewritten))
             if not _agree(original, rewritten, lambda a=args: reference.experts(x.float(), *a)):
-                raise NoMatch(
+                raise NoMatchError(
                     f"its rewrite gives other numbers: relative error {error:.2e} with "
                     f"{int(skip.sum())} of {skip.numel()} pairs skipped"
                 )
@@ -78,14 +78,14 @@ def _run(
     def read(node: Node) -> Any:
         if node in values:
             return values[node]
-        value = node.meta.get("val")
+        value: Any = node.meta.get("val")
         return inputs[node] if isinstance(value, Tensor) else g.int_hint(value)
 
     for node in region.nodes:
         if isinstance(node.meta.get("val"), int | torch.SymInt):
-            values[node] = g.int_hint(node.meta["val"])
+            values[node] = read(node)
         else:
-            args, kwargs = map_arg((node.args, node.kwargs), read)  # type: ignore[misc]
+            args, kwargs = map_arg((node.args, node.kwargs), read)
             values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     result: Tensor = values[region.out]
     return result

@@ -1,1 +1,1 @@
-"""What a region computes, in plain PyTorch and in kernels: gate, experts, and the body between them."""
+"""What a region computes, in plain PyTorch and in kernels: gate, experts, the body of an expert."""

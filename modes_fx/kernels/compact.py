@@ -1,4 +1,4 @@
-"""Gated experts in PyTorch that do no work for skipped pairs: compact, then one GEMM per expert hit.
+"""Gated experts in PyTorch that do no work for skipped pairs: compact, then a GEMM per expert.
 
 The portable implementation of the experts op, on any device. Pairs are sorted by expert, skipped
 ones fall off the end, and every later step sees kept rows only.

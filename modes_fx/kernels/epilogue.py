@@ -130,7 +130,7 @@ class Body:
         return tuple(step for step in self.steps if step.op == MATMUL)
 
     def summary(self) -> str:
-        """Return the operations in one line, for people: ``matmul(p0) slice silu ... matmul(p1)``."""
+        """Return the operations in one line, for people: ``matmul(p0) silu ... matmul(p1)``."""
         return " ".join(
             f"matmul({s.args[1]})" if s.op == MATMUL else s.op.split(".")[1 if "." in s.op else 0]
             for s in self.steps

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from modes_fx.kernels.epilogue import Body
+from modes_fx.kernels.epilogue import Body, Matmul
 
 # T tokens, K experts per token, E experts, H hidden size.
 
@@ -45,7 +45,8 @@ def gate(
     """Decide which (token, expert) pairs are computed.
 
     A pair is kept when its share is at least the threshold of its token's modality, or is NaN (a
-    model's NaN must stay visible). Skipped pairs get the sentinel expert ``num_experts`` and weight 0.
+    model's NaN must stay visible). Skipped pairs get the sentinel expert ``num_experts`` and
+    weight 0.
 
     Args:
         index: ``[T, K]`` integer, the experts the router chose.
@@ -113,8 +114,9 @@ def experts(
     return out.to(x.dtype)
 
 
-def _expert_matmul(e: int):  # noqa: ANN202
+def _expert_matmul(e: int) -> Matmul:
     def matmul(rows: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
-        return rows @ (weight[e].T if transposed else weight[e])
+        matrix = weight[e].to(rows.dtype)
+        return rows @ (matrix.T if transposed else matrix)
 
     return matmul

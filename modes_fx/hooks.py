@@ -1,0 +1,177 @@
+"""What attach puts on a model: buffers and a marker on its layers, modality hooks on itself."""
+
+import inspect
+import threading
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
+from torch.utils.hooks import RemovableHandle
+
+from modes_fx import ops as ops  # registers the ops that the hooks call
+from modes_fx.modality import ModalityBuffer, TokenIds, modality_codes
+from modes_fx.policy import SkipPolicy
+from modes_fx.vocabulary import Modality
+
+LAYER_PATH = "modes_layer_path"
+"""The attribute of a threshold buffer that holds the path of the module it belongs to."""
+
+ATTACHMENT = "_modes_attachment"
+THETA = "modes_theta"
+COUNTS = "modes_counts"
+GATE = "_modes_gate"
+
+RECOMPILES_PER_LAYER = 16
+"""How often each layer may be captured: prefill and decode, some shapes and numbers of images."""
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What a layer's marker carries besides thresholds: the policy's options and the codes."""
+
+    share: str
+    kept_mass_exponent: float
+    min_k: int
+    modality: ModalityBuffer
+
+
+@dataclass
+class Attachment:
+    """What ``attach`` put on a model.
+
+    Attributes:
+        policy: the policy in force; None keeps every expert.
+        target: the calibrated target in force; None keeps every expert.
+        layers: the modules that own experts, by path.
+        modality: the modality of the tokens of the call in flight.
+        handles: the hooks to remove.
+        in_flight: held during a call, because two calls would share the modality buffer.
+        caller: the thread that made the call in flight.
+        call: what ends with the call in flight.
+    """
+
+    policy: SkipPolicy | None
+    target: float | None
+    layers: Mapping[str, nn.Module]
+    modality: ModalityBuffer
+    handles: list[RemovableHandle] = field(default_factory=list)
+    in_flight: threading.Lock = field(default_factory=threading.Lock)
+    caller: int | None = None
+    call: ExitStack = field(default_factory=ExitStack)
+
+
+def keep_all_theta() -> Tensor:
+    """Return thresholds ``[M]`` that skip nothing but padding."""
+    theta = torch.full((len(Modality),), -torch.inf)
+    theta[Modality.PADDING] = torch.inf
+    return theta
+
+
+def attach_layer(
+    path: str,
+    layer: nn.Module,
+    gate: GateOptions,
+    count_pairs: bool,
+    handles: list[RemovableHandle],
+) -> None:
+    """Put thresholds, counters and the marker on a module that owns experts."""
+    device = next(layer.parameters()).device
+    counts = torch.zeros((len(Modality) if count_pairs else 0, 2), dtype=torch.int64, device=device)
+    theta = keep_all_theta().to(device)
+    # Where Dynamo captures a layer by itself, the thresholds are all that tells which layer it is.
+    setattr(theta, LAYER_PATH, path)
+    layer.register_buffer(THETA, theta, persistent=False)
+    layer.register_buffer(COUNTS, counts, persistent=False)
+    setattr(layer, GATE, gate)
+    handles.append(layer.register_forward_pre_hook(_mark, with_kwargs=True))
+
+
+def _mark(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    theta = getattr(layer, THETA)
+    if theta.dtype != torch.float32:
+        raise RuntimeError(
+            f"the thresholds became {theta.dtype} when the model was converted after it was "
+            "attached: detach, convert the model, then attach again"
+        )
+    gate: GateOptions = getattr(layer, GATE)
+    name = None if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+    x = args[0] if name is None else kwargs[name]
+    marked = torch.ops.modes_fx.marker(
+        x,
+        theta,
+        gate.modality.on(x.device),
+        getattr(layer, COUNTS),
+        gate.share,
+        gate.kept_mass_exponent,
+        gate.min_k,
+    )
+    return ((marked, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: marked})
+
+
+def hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds) -> None:
+    """Put hooks on the model that keep the modality buffer true during a call, and only then."""
+    positions = {name: i for i, name in enumerate(inspect.signature(model.forward).parameters)}
+
+    def begin_call(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def argument(name: str) -> Any:
+            position = positions.get(name, len(args))
+            return args[position] if position < len(args) else kwargs.get(name)
+
+        attachment.call = _begin_call(attachment)
+        modality = kwargs.get("modality")
+        input_ids, embeddings = argument("input_ids"), argument("inputs_embeds")
+        if input_ids is None and modality is None:
+            warnings.warn(
+                "the model was called without input_ids, so the modality of its tokens is unknown "
+                "and nothing is skipped: pass modality=[B, S] codes (modes_fx.Modality) as well",
+                stacklevel=2,
+            )
+        codes = modality_codes(
+            token_ids,
+            input_ids,
+            mm_token_type_ids=argument("mm_token_type_ids"),
+            modality=modality,
+            attention_mask=argument("attention_mask"),
+            shape=None if embeddings is None else tuple(embeddings.shape[:2]),
+        )
+        attachment.modality.write(codes)
+        return args, {name: value for name, value in kwargs.items() if name != "modality"}
+
+    def end_call(module: nn.Module, args: Any, output: Any) -> None:
+        if attachment.caller == threading.get_ident():
+            attachment.caller = None
+            attachment.call.close()
+
+    reason = "reads the modality of the tokens before the model's graphs run"
+    before = torch.compiler.disable(begin_call, reason=reason)
+    after = torch.compiler.disable(end_call, reason=reason)
+    attachment.handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
+    attachment.handles.append(model.register_forward_hook(after, always_call=True))
+
+
+def _begin_call(attachment: Attachment) -> ExitStack:
+    if not attachment.in_flight.acquire(blocking=False):
+        raise RuntimeError(
+            "this model is in a call already, and its tokens' modality belongs to that call: make "
+            "one call at a time, or load a second copy of the model"
+        )
+    attachment.caller = threading.get_ident()
+    call = ExitStack()
+    call.callback(attachment.in_flight.release)
+    call.callback(attachment.modality.reset)
+    # A graph break between the layers, as vision towers cause, makes Dynamo capture every layer by
+    # itself; the layers are one code object to it, so its limit must allow for all of them.
+    captures = RECOMPILES_PER_LAYER * len(attachment.layers)
+    limits = {
+        name: max(captures, getattr(dynamo_config, name))
+        for name in ("recompile_limit", "accumulated_recompile_limit")
+    }
+    call.enter_context(dynamo_config.patch(limits))
+    return call
