@@ -6,7 +6,7 @@ model that keep the modality buffer; ``detach`` removes all of it.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -67,13 +67,14 @@ def attach(
     layers = find_expert_modules(model)
     if not layers:
         raise ValueError(
-            f"{type(model).__name__} has no MoE layer that modes-fx can skip in: no module owns two "
+            f"{type(model).__name__} has no MoE layer to skip experts in: no module owns two "
             "or more stacked expert weights of shape [E, ., .]"
         )
     if policy is not None:
         policy.check_model(model)
         if target is None:
             target = policy.targets[0]
+    thetas = _thresholds(policy, target, layers)
     special = policy.special_token_ids if policy and policy.special_tokens == "keep" else ()
     token_ids = TokenIds.from_config(model.config, special)
     devices = dict.fromkeys(next(layer.parameters()).device for layer in layers.values())
@@ -88,7 +89,7 @@ def attach(
     for path, layer in layers.items():
         attach_layer(path, layer, gate, count_pairs, attachment.handles)
     hook_modality(model, attachment, token_ids)
-    set_target(model, target)
+    set_thetas(model, thetas)
     return model
 
 
@@ -104,24 +105,7 @@ def set_target(model: nn.Module, target: float | None) -> None:
         ValueError: the model is not attached, or has no policy to take a target from.
     """
     attachment = attached(model)
-    if attachment.policy is None:
-        if target is not None:
-            raise ValueError(
-                f"target {target} needs a policy: modes_fx.attach(model, policy), with a policy "
-                "from SkipPolicy.from_pretrained or modes_fx.calibrate"
-            )
-        thetas = dict.fromkeys(attachment.layers, keep_all_theta())
-    else:
-        policy = attachment.policy
-        known = {path: policy.theta(path, target) for path in policy.alpha}
-        thetas = {path: known.get(path, keep_all_theta()) for path in attachment.layers}
-        if uncovered := [path for path in attachment.layers if path not in known]:
-            warnings.warn(
-                f"the policy has no constants for {len(uncovered)} of {len(attachment.layers)} MoE "
-                f"layers (the first: {uncovered[0]}): nothing is skipped there",
-                stacklevel=2,
-            )
-    set_thetas(model, thetas)
+    set_thetas(model, _thresholds(attachment.policy, target, attachment.layers))
     attachment.target = target
 
 
@@ -189,3 +173,24 @@ def detach(model: nn.Module) -> nn.Module:
             delattr(layer, name)
     delattr(getattr(model, "_orig_mod", model), ATTACHMENT)
     return model
+
+
+def _thresholds(
+    policy: SkipPolicy | None, target: float | None, paths: Iterable[str]
+) -> dict[str, Tensor]:
+    paths = list(paths)
+    if policy is None:
+        if target is not None:
+            raise ValueError(
+                f"target {target} needs a policy: modes_fx.attach(model, policy), with a policy "
+                "from SkipPolicy.from_pretrained or modes_fx.calibrate"
+            )
+        return dict.fromkeys(paths, keep_all_theta())
+    known = {path: policy.theta(path, target) for path in policy.alpha}
+    if uncovered := [path for path in paths if path not in known]:
+        warnings.warn(
+            f"the policy has no constants for {len(uncovered)} of {len(paths)} MoE layers (the "
+            f"first: {uncovered[0]}): nothing is skipped there",
+            stacklevel=3,
+        )
+    return {path: known.get(path, keep_all_theta()) for path in paths}

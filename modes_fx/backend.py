@@ -103,11 +103,12 @@ def compile_graph(
     """Compile one captured graph and tell an observer what became of its MoE layers."""
     if torch.is_grad_enabled() and any(_needs_gradient(value) for value in example_inputs):
         _refuse_gradients(options.strict)
-        return _inductor(module, example_inputs, options)
+        return module if options.compiler == "eager" else _inductor(module, example_inputs, options)
     names = _qualified_names(module, example_inputs)
 
     def rewrite_and_compile(gm: GraphModule, example_inputs_: Sequence[Any]) -> CompiledGraph:
         placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+        _copy_weight_marks(module, placeholders)
         reports = rewrite_graph(
             gm,
             dict(zip(placeholders, example_inputs, strict=True)),
@@ -116,7 +117,6 @@ def compile_graph(
         observe(reports)
         if options.strict:
             _require_all(reports)
-        _keep_static_marks(module, placeholders)
         if options.compiler == "eager":
             return make_boxed_func(gm.forward)
         return make_boxed_func(_inductor(gm, example_inputs_, options))
@@ -211,8 +211,8 @@ def _dotted(source: str) -> str:
     return ".".join(parts[1:])
 
 
-def _keep_static_marks(module: GraphModule, placeholders: Sequence[Node]) -> None:
-    """Tell the inner compilation which inputs are parameters, whose address never changes."""
+def _copy_weight_marks(module: GraphModule, placeholders: Sequence[Node]) -> None:
+    """Tell the passes and inductor which inputs are the model's own and keep their address."""
     captured = (node for node in module.graph.nodes if node.op == "placeholder")
     for before, after in zip(captured, placeholders, strict=True):
         if "tensor_dict" in before.meta:

@@ -57,6 +57,12 @@ def is_input(node: Node) -> bool:
     return node.op in ("placeholder", "get_attr")
 
 
+def is_weight(node: Node) -> bool:
+    """Return whether a node is a parameter or a buffer of the model, as capture marked it."""
+    marks = node.meta.get("tensor_dict") or {}
+    return node.op == "get_attr" or "_dynamo_static_input_type" in marks
+
+
 def through_views(node: Node, wanted: tuple[int, ...] | None = None) -> Node:
     """Follow views backwards, up to the first node of the wanted shape where one is given."""
     while node.target in VIEW_OPS and (wanted is None or shape(node) != wanted):
@@ -65,7 +71,7 @@ def through_views(node: Node, wanted: tuple[int, ...] | None = None) -> Node:
 
 
 def stacked_weight(node: Node) -> tuple[Node, bool] | None:
-    """Return the 3-D input behind a GEMM operand, and whether its matrices are transposed.
+    """Return the 3-D weight behind a GEMM operand, and whether its matrices are transposed.
 
     None where the operand is something else.
     """
@@ -74,7 +80,7 @@ def stacked_weight(node: Node) -> tuple[Node, bool] | None:
         transposed ^= _swaps_last_two(node)
         node = node.all_input_nodes[0]
     dimensions = shape(node)
-    if is_input(node) and dimensions is not None and len(dimensions) == 3:
+    if is_weight(node) and dimensions is not None and len(dimensions) == 3:
         return node, transposed
     return None
 

@@ -28,7 +28,7 @@ def tiny_vlm(layers: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0)
             "head_dim": 16,
             "num_experts": 8,
             "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
+            "moe_intermediate_size": 24,
             "max_position_embeddings": 128,
             "rope_parameters": {
                 "rope_type": "default",

@@ -1,0 +1,228 @@
+"""The backend on a multimodal model: all is rewritten, tau 0 changes nothing, skipping is real."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.testing import assert_close
+
+import modes_fx
+from modes_fx import modes_backend
+from modes_fx.attach import find_expert_modules, keep_all_theta, set_thetas
+from modes_fx.kernels import reference
+from modes_fx.vocabulary import Modality
+from tests.tiny import chat, compile_observed, left_padded, tiny_vlm
+
+EAGER = {"compiler": "eager"}
+CALLS = {
+    "text": chat(text=7),
+    "one_image": chat(text=5, images=1),
+    "two_images": chat(text=5, images=2),
+    "padded_batch": left_padded(chat(text=9, images=1), chat(text=4, seed=1)),
+}
+
+
+@pytest.fixture(scope="module")
+def pristine() -> nn.Module:
+    return tiny_vlm()
+
+
+@pytest.fixture
+def model(pristine) -> Iterator[nn.Module]:
+    torch.compiler.reset()
+    with torch.no_grad():
+        yield copy.deepcopy(pristine)
+
+
+def middle_threshold(pristine: nn.Module, call: dict, fraction: float) -> float:
+    """A threshold in the middle of the gap between two shares that are seen, so that no rounding
+    can move a share across it; about ``fraction`` of the shares lie below."""
+    shares = []
+
+    def record(_, args) -> None:
+        shares.append(reference.routing_share(args[2], "renormalised").flatten())
+
+    handles = [
+        layer.register_forward_pre_hook(record) for layer in find_expert_modules(pristine).values()
+    ]
+    pristine(**call)
+    for handle in handles:
+        handle.remove()
+    ordered = torch.cat(shares).sort().values
+    start = int(fraction * len(ordered))
+    gaps = ordered[1:] - ordered[:-1]
+    widest = start + int(gaps[start : start + len(ordered) // 5].argmax())
+    return float((ordered[widest] + ordered[widest + 1]) / 2)
+
+
+@contextmanager
+def eager_oracle(model: nn.Module, theta: torch.Tensor, modality: torch.Tensor) -> Iterator[None]:
+    """Skip in the unmodified model by giving skipped pairs the weight 0."""
+
+    def zero_skipped(_, args):
+        x, index, weight = args
+        kept, _ = reference.gate(index, weight, modality, theta, 8, "renormalised")
+        return x, index, weight.masked_fill(kept == 8, 0)
+
+    layers = find_expert_modules(model).values()
+    handles = [layer.register_forward_pre_hook(zero_skipped) for layer in layers]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def codes_of(call: dict) -> torch.Tensor:
+    codes = call["mm_token_type_ids"].clone()
+    codes[call["attention_mask"] == 0] = Modality.PADDING
+    return codes.flatten()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_path_is_rewritten_and_right_with_and_without_thresholds(model, pristine, name):
+    call = CALLS[name]
+    real = call["attention_mask"].bool()
+    theta = keep_all_theta()
+    theta[Modality.TEXT] = middle_threshold(pristine, call, 0.3)
+    theta[Modality.VISION] = middle_threshold(pristine, call, 0.6)
+    layers = find_expert_modules(pristine)
+    compiled, reports = compile_observed(modes_fx.attach(model, count_pairs=True), strict=True)
+
+    assert_close(compiled(**call).logits[real], pristine(**call).logits[real], rtol=0, atol=1e-5)
+    assert {report.path for report in reports} == set(layers)
+    assert all(report.status == "rewritten" and report.gated for report in reports)
+
+    set_thetas(model, dict.fromkeys(layers, theta))
+    modes_fx.pair_counts(model, reset=True)
+    got = compiled(**call).logits[real]
+    with eager_oracle(pristine, theta, codes_of(call)):
+        assert_close(got, pristine(**call).logits[real], rtol=0, atol=1e-5)
+    kept = torch.stack(list(modes_fx.pair_counts(model).values())).sum(0)
+    assert 0 < kept[:, 1].sum() < kept[:, 0].sum()
+
+
+def test_generate_decodes_through_the_rewritten_layers(model, pristine) -> None:
+    call = CALLS["padded_batch"]
+    length = {"max_new_tokens": 4, "do_sample": False}
+    expected = pristine.generate(**call, **length)
+    modes_fx.attach(model, count_pairs=True)
+    model.compile(backend=modes_backend, options={"compiler": "eager", "strict": True})
+    assert torch.equal(model.generate(**call, **length), expected)
+    counts = torch.stack(list(modes_fx.pair_counts(model).values()))
+    prompt, decoded = int(call["attention_mask"].sum()), 2 * 3
+    assert (counts[:, : Modality.PADDING, 1].sum(-1) == 2 * (prompt + decoded)).all()
+
+
+def test_the_rows_computed_are_exactly_the_kept_pairs(model, pristine) -> None:
+    call = CALLS["one_image"]
+    theta = keep_all_theta()
+    theta[Modality.VISION] = middle_threshold(pristine, call, 0.5)
+    compiled, _ = compile_observed(modes_fx.attach(model, count_pairs=True))
+    compiled(**call)
+    set_thetas(model, dict.fromkeys(find_expert_modules(model), theta))
+    modes_fx.pair_counts(model, reset=True)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+        compiled(**call)
+    shapes = [event.input_shapes for event in profiled.events() if event.name == "aten::mm"]
+    kept = sum(int(count[:, 1].sum()) for count in modes_fx.pair_counts(model).values())
+    assert kept < 2 * 2 * call["input_ids"].numel()
+    for weight in ([32, 48], [24, 32]):
+        assert sum(rows[0] for rows, matrix, *_ in shapes if matrix == weight) == kept
+
+
+def test_another_target_recompiles_nothing(model) -> None:
+    call = CALLS["text"]
+    compiled, reports = compile_observed(modes_fx.attach(model))
+    before = compiled(**call).logits
+    captured = len(reports)
+    set_thetas(model, dict.fromkeys(find_expert_modules(model), torch.full((5,), torch.inf)))
+    after = compiled(**call).logits
+    assert len(reports) == captured
+    assert not torch.allclose(before, after)
+
+
+def test_inductor_computes_the_same(model, pristine) -> None:
+    call = CALLS["text"]
+    theta = keep_all_theta()
+    theta[Modality.TEXT] = middle_threshold(pristine, call, 0.5)
+    modes_fx.attach(model)
+    set_thetas(model, dict.fromkeys(find_expert_modules(model), theta))
+    compiled = torch.compile(model, backend="modes_fx", fullgraph=True)
+    with eager_oracle(pristine, theta, codes_of(call)):
+        expected = pristine(**call, use_cache=False).logits
+    assert_close(compiled(**call, use_cache=False).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_is_no_further_from_float32_than_the_original(pristine) -> None:
+    torch.compiler.reset()
+    call = CALLS["text"]
+    low = copy.deepcopy(pristine).to(torch.bfloat16)
+    with torch.no_grad():
+        exact, original = pristine(**call).logits, low(**call).logits.float()
+        compiled, reports = compile_observed(modes_fx.attach(low))
+        rewritten = compiled(**call).logits.float()
+    assert all(report.status == "rewritten" for report in reports)
+    assert (rewritten - exact).norm() <= 1.25 * (original - exact).norm()
+
+
+def test_batched_experts_are_rewritten_too(model, pristine) -> None:
+    model.set_experts_implementation("batched_mm")
+    compiled, reports = compile_observed(modes_fx.attach(model), strict=True)
+    call = CALLS["text"]
+    assert_close(compiled(**call).logits, pristine(**call).logits, rtol=0, atol=1e-5)
+    assert {report.form for report in reports} == {"batched_mm"}
+
+
+def test_without_a_policy_the_backend_says_that_nothing_is_skipped(model) -> None:
+    with pytest.warns(UserWarning, match="no policy is attached"):
+        torch.compile(model, backend=modes_backend, options=EAGER)(**CALLS["text"])
+
+
+def test_a_form_that_cannot_be_captured_is_named_and_strict_makes_it_an_error() -> None:
+    torch.compiler.reset()
+    model = modes_fx.attach(tiny_vlm(layers=1))
+    model.set_experts_implementation("eager")
+    compiled = torch.compile(model, backend=modes_backend, options=EAGER)
+    unmatched = r"layers\.0\.mlp\.experts: no GEMM over stacked expert"
+    with torch.no_grad(), pytest.warns(UserWarning, match=unmatched):
+        compiled(**CALLS["text"])
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend=modes_backend, options=EAGER | {"strict": True})
+    with torch.no_grad(), pytest.raises(Exception, match=r"strict: 1 of 1 MoE.*modes_fx\.explain"):
+        compiled(**CALLS["text"])
+
+
+def test_gradients_run_the_original_and_say_so(model) -> None:
+    modes_fx.attach(model)
+    compiled = torch.compile(model, backend=modes_backend, options=EAGER)
+    with torch.enable_grad(), pytest.warns(UserWarning, match="records gradients"):
+        compiled(**CALLS["text"]).logits.sum().backward()
+    assert all(p.grad is not None for p in model.model.language_model.layers.parameters())
+
+
+def test_a_missing_compiler_is_named_with_what_to_do(model, monkeypatch) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    compiled = torch.compile(modes_fx.attach(model), backend=modes_backend)
+    with pytest.raises(Exception, match=r"no-such-compiler: install one .*'compiler': 'eager'"):
+        compiled(**CALLS["text"])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"speed": "max"}, "option speed; it knows compiler"), ({"compiler": "gcc"}, "got 'gcc'")],
+)
+def test_unknown_options_are_refused(options, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        modes_backend(torch.fx.symbolic_trace(nn.ReLU()), [], options=options)
+
+
+def test_an_attached_compiled_model_warns_of_nothing(model) -> None:
+    compiled = torch.compile(modes_fx.attach(model), backend=modes_backend, options=EAGER)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compiled(**CALLS["text"])
+    assert not [w for w in caught if "modes" in str(w.message).lower()]

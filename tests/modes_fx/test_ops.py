@@ -1,0 +1,45 @@
+"""The ops as torch sees them: schemas, fakes, and what they refuse."""
+
+import pytest
+import torch
+
+from modes_fx import ops
+from modes_fx.kernels.epilogue import MATMUL, Body, Step
+from modes_fx.vocabulary import Modality
+
+E = 4
+INDEX = torch.tensor([[0, 1], [2, 3], [1, E]])
+WEIGHT = torch.tensor([[0.7, 0.3], [0.6, 0.4], [1.0, 0.0]])
+CODES = torch.tensor([Modality.TEXT, Modality.VISION, Modality.TEXT], dtype=torch.int8)
+THETA = torch.tensor([0.35, 0.5, -torch.inf, -torch.inf, torch.inf])
+
+
+def test_gate_and_experts_hold_what_torch_asks_of_an_op() -> None:
+    body = Body((True,), (Step(MATMUL, ("x", "p0", True)),)).to_json()
+    x, matrices = torch.randn(3, 5), torch.randn(E, 5, 5)
+    torch.library.opcheck(ops.gate, (INDEX, WEIGHT, CODES, THETA, E, "weight", 0.0, 0))
+    torch.library.opcheck(ops.experts, (x, INDEX, WEIGHT, [matrices], body, E))
+
+
+def test_count_pairs_adds_to_its_counter() -> None:
+    counts = torch.zeros(len(Modality), 2, dtype=torch.int64)
+    torch.library.opcheck(ops.count_pairs, (counts.clone(), INDEX, CODES, E))
+    for _ in range(2):
+        ops.count_pairs(counts, INDEX, CODES, E)
+    assert counts[Modality.TEXT].tolist() == [8, 6]
+    assert counts[Modality.VISION].tolist() == [4, 4]
+
+
+def test_gate_refuses_tokens_without_a_modality() -> None:
+    with pytest.raises(ValueError, match="3 tokens reach the experts but only 2"):
+        ops.gate(INDEX, WEIGHT, CODES[:2], THETA, E, "weight", 0.0, 0)
+
+
+def test_the_marker_says_that_nothing_was_rewritten_and_passes_gradients() -> None:
+    x = torch.randn(3, 5, requires_grad=True)
+    counts = torch.zeros(0, 2, dtype=torch.int64)
+    with pytest.warns(UserWarning, match="did not go through modes_backend"):
+        out = ops.marker(x, THETA, CODES, counts, "auto", 0.0, 0)
+    assert torch.equal(out, x)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))

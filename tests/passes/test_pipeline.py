@@ -1,0 +1,176 @@
+"""Whole graphs through the passes: what is rewritten, what is refused, and that both are right."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from tests.tiny import GroupedExperts, compile_observed, routed_tokens
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    torch.compiler.reset()
+    with torch.no_grad():
+        yield
+
+
+def through_the_passes(model: nn.Module, *inputs):
+    """The compiled model's output and its only layer's report; the output is always right."""
+    expected = model(*inputs)
+    compiled, reports = compile_observed(model)
+    assert_close(compiled(*inputs), expected, rtol=1e-5, atol=1e-5)
+    assert len(reports) == 1
+    return reports[0]
+
+
+def test_written_out_grouped_experts_are_rewritten() -> None:
+    report = through_the_passes(GroupedExperts(), *routed_tokens())
+    assert report.status == "rewritten"
+    assert report.form == "grouped_mm"
+    assert (report.num_experts, report.top_k) == (6, 2)
+    assert (report.hidden_size, report.intermediate_size) == (16, 8)
+    assert report.max_error < 1e-5
+
+
+def test_one_expert_per_token() -> None:
+    assert through_the_passes(GroupedExperts(), *routed_tokens(top_k=1)).status == "rewritten"
+
+
+def test_one_token() -> None:
+    assert through_the_passes(GroupedExperts(), *routed_tokens(tokens=1)).status == "rewritten"
+
+
+class Clamped(GroupedExperts):
+    """Interleaved gate and up, clamps, an offset: as some models have it."""
+
+    def activation(self, rows):
+        gate, up = rows[..., ::2].clamp(max=7.0), rows[..., 1::2].clamp(-7.0, 7.0)
+        return (up + 1) * gate * torch.sigmoid(gate * 1.702)
+
+
+def test_another_activation_needs_no_new_code() -> None:
+    report = through_the_passes(Clamped(), *routed_tokens())
+    assert report.status == "rewritten"
+    assert "sigmoid" in report.body
+
+
+class BiasedExperts(GroupedExperts):
+    """A bias for each expert, gathered row by row, added to the down projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(6, 16))
+
+    def forward(self, x, index, weight):
+        top_k = index.shape[1]
+        ordered, perm = torch.sort(index.reshape(-1))
+        counts = torch.histc(ordered.float(), self.num_experts, 0, self.num_experts - 1)
+        offsets = counts.cumsum(0, dtype=torch.int32)
+        rows = self.activation(self.grouped(x[perm // top_k], self.up, offsets))
+        rows = self.grouped(rows, self.down, offsets) + self.bias[ordered]
+        rows = self.weighted(rows, weight.reshape(-1)[perm])
+        return self.combine(self.restore(rows, perm).view(len(x), top_k, -1))
+
+
+def test_biases_are_part_of_the_body() -> None:
+    torch.manual_seed(0)
+    report = through_the_passes(BiasedExperts(), *routed_tokens())
+    assert report.status == "rewritten"
+    assert "add" in report.body
+
+
+class Unrestored(GroupedExperts):
+    """Forgets to undo the sorting: alike to the last node, but another function."""
+
+    def restore(self, rows, perm):
+        return rows[perm]
+
+
+def test_a_look_alike_with_other_numbers_is_refused() -> None:
+    report = through_the_passes(Unrestored(), *routed_tokens())
+    assert report.status == "refused"
+    assert "gives other numbers" in report.reason
+
+
+class Averaged(GroupedExperts):
+    """Combines by the mean, not the sum."""
+
+    def combine(self, rows):
+        return rows.mean(1)
+
+
+def test_another_combine_is_refused() -> None:
+    report = through_the_passes(Averaged(), *routed_tokens())
+    assert report.status == "refused"
+    assert "no sum over the 2 experts" in report.reason
+
+
+class AcrossRows(GroupedExperts):
+    """Mixes rows, so an expert's output depends on other tokens."""
+
+    def activation(self, rows):
+        return super().activation(rows).cumsum(0)
+
+
+def test_experts_that_mix_tokens_are_refused() -> None:
+    report = through_the_passes(AcrossRows(), *routed_tokens())
+    assert report.status == "refused"
+    assert "cumsum" in report.reason
+
+
+class Leaky(GroupedExperts):
+    """Shows its intermediate rows to the outside."""
+
+    def forward(self, x, index, weight):
+        self.seen = None
+        return super().forward(x, index, weight) + self.seen
+
+    def activation(self, rows):
+        rows = super().activation(rows)
+        self.seen = rows.sum()
+        return rows
+
+
+def test_values_read_outside_the_region_are_refused() -> None:
+    report = through_the_passes(Leaky(), *routed_tokens())
+    assert report.status == "refused"
+    assert "read outside the region" in report.reason
+
+
+class Unweighted(GroupedExperts):
+    """Sums the experts without combine weights."""
+
+    def weighted(self, rows, weight):
+        return rows
+
+
+def test_experts_without_combine_weights_are_refused() -> None:
+    report = through_the_passes(Unweighted(), *routed_tokens())
+    assert report.status == "refused"
+    assert "combine weights" in report.reason
+
+
+def test_weights_on_the_experts_input_are_followed() -> None:
+    class WeightedInput(GroupedExperts):
+        def forward(self, x, index, weight):
+            top_k = index.shape[1]
+            ordered, perm = torch.sort(index.reshape(-1))
+            counts = torch.histc(ordered.float(), self.num_experts, 0, self.num_experts - 1)
+            offsets = counts.cumsum(0, dtype=torch.int32)
+            rows = x[perm // top_k] * weight.reshape(-1)[perm][:, None]
+            rows = self.activation(self.grouped(rows, self.up, offsets))
+            rows = self.grouped(rows, self.down, offsets)
+            return self.combine(self.restore(rows, perm).view(len(x), top_k, -1))
+
+    report = through_the_passes(WeightedInput(), *routed_tokens())
+    assert report.status == "rewritten"
+    assert report.body.startswith("mul matmul")
+
+
+def test_a_graph_without_experts_is_left_alone() -> None:
+    model = nn.Linear(4, 4)
+    compiled, reports = compile_observed(model)
+    x = torch.randn(2, 4)
+    assert_close(compiled(x), model(x))
+    assert reports == []
