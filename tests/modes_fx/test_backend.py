@@ -40,8 +40,10 @@ def model(pristine) -> Iterator[nn.Module]:
 
 
 def middle_threshold(pristine: nn.Module, call: dict, fraction: float) -> float:
-    """A threshold in the middle of the gap between two shares that are seen, so that no rounding
-    can move a share across it; about ``fraction`` of the shares lie below."""
+    """A threshold in the middle of a gap between observed shares, so that rounding changes nothing.
+
+    About ``fraction`` of the shares lie below it.
+    """
     shares = []
 
     def record(_, args) -> None:

@@ -88,5 +88,5 @@ def test_more_tokens_than_the_buffer_holds_is_an_error_that_says_what_to_do() ->
 
 
 def test_a_device_the_model_was_not_attached_on_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="experts run on meta.*attached on cpu"):
+    with pytest.raises(RuntimeError, match=r"experts run on meta.*attached on cpu"):
         ModalityBuffer([torch.device("cpu")], 4).on(torch.device("meta"))
