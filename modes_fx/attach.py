@@ -49,7 +49,8 @@ def attach(
     """Make a model ready for ``modes_backend``: thresholds on its layers, modality on its tokens.
 
     Args:
-        model: a transformers model; changed in place, undone by :func:`detach`.
+        model: a transformers model or the compiled wrapper of one; changed in place, undone by
+            :func:`detach`.
         policy: the calibrated constants; None attaches thresholds that keep every expert.
         target: a calibrated target of the policy; by default its smallest one.
         count_pairs: add up how many pairs are kept (see :func:`pair_counts`); costs a little time.
@@ -62,6 +63,7 @@ def attach(
         PolicyError: the policy is for another model, or has no such target.
         ValueError: the model is attached already, or has no module that owns experts.
     """
+    wrapper, model = model, _inside(model)
     if is_attached(model):
         raise ValueError("the model is attached already: call modes_fx.detach(model) first")
     layers = find_expert_modules(model)
@@ -90,7 +92,7 @@ def attach(
         attach_layer(path, layer, gate, count_pairs, attachment.handles)
     hook_modality(model, attachment, token_ids)
     set_thetas(model, thetas)
-    return model
+    return wrapper
 
 
 def set_target(model: nn.Module, target: float | None) -> None:
@@ -148,7 +150,7 @@ def attached(model: nn.Module) -> Attachment:
     Raises:
         ValueError: the model is not attached.
     """
-    attachment = getattr(model, ATTACHMENT, None)
+    attachment: Attachment | None = getattr(_inside(model), ATTACHMENT, None)
     if attachment is None:
         raise ValueError(f"{type(model).__name__} is not attached: call modes_fx.attach first")
     return attachment
@@ -156,7 +158,7 @@ def attached(model: nn.Module) -> Attachment:
 
 def is_attached(model: nn.Module) -> bool:
     """Return whether a model, or the model inside a compiled wrapper, is attached."""
-    return hasattr(model, ATTACHMENT)
+    return hasattr(_inside(model), ATTACHMENT)
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -171,8 +173,13 @@ def detach(model: nn.Module) -> nn.Module:
     for layer in attachment.layers.values():
         for name in (THETA, COUNTS, GATE):
             delattr(layer, name)
-    delattr(getattr(model, "_orig_mod", model), ATTACHMENT)
+    delattr(_inside(model), ATTACHMENT)
     return model
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def _thresholds(

@@ -142,7 +142,7 @@ def warn_unmatched(reports: Sequence[LayerReport]) -> None:
             "See modes_fx.explain(model, **inputs)",
             stacklevel=2,
         )
-    if any(report.status == "rewritten" and not report.gated for report in reports):
+    if not left and any(not report.gated for report in reports):
         warnings.warn(
             "no policy is attached, so every expert is kept: the model is rewritten but skips "
             "nothing. Call modes_fx.attach(model, policy) before compiling",

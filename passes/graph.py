@@ -28,9 +28,12 @@ TRANSPOSE_OPS = frozenset({aten.transpose.int, aten.permute.default, aten.t.defa
 
 
 def shape(node: Node) -> tuple[int, ...] | None:
-    """Return a tensor node's shape; symbolic sizes by the value they had when captured."""
+    """Return a tensor node's shape; symbolic sizes by the value they had when captured.
+
+    None where the node is no tensor, or a size depends on data and was not known.
+    """
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or not all(map(_has_hint, value.shape)):
         return None
     return tuple(int_hint(size) for size in value.shape)
 
@@ -38,6 +41,10 @@ def shape(node: Node) -> tuple[int, ...] | None:
 def int_hint(value: int | torch.SymInt) -> int:
     """Return an integer, or the value a symbolic one had when it was captured."""
     return value if isinstance(value, int) else int(value.node.hint)
+
+
+def _has_hint(value: int | torch.SymInt) -> bool:
+    return isinstance(value, int) or bool(value.node.has_hint())
 
 
 def dtype(node: Node) -> torch.dtype | None:

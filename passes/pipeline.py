@@ -3,7 +3,7 @@
 Works on a functional ATen graph without decompositions, so that activations are still whole.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -38,10 +38,8 @@ def rewrite_graph(
     for pattern in PATTERNS:
         for candidate in pattern.find(graph):
             reports.append(_one_layer(pattern, candidate, module, inputs, names, verified))
-    leftover = {_owner(names.get(theta, "")) for theta in remove_markers(graph)}
-    for path in sorted(leftover - {report.path for report in reports}):
-        reason = "no GEMM over stacked expert weights follows in the captured graph"
-        reports.append(LayerReport(path, "refused", reason=reason))
+    markers = {_owner(names.get(theta, "")) for theta in remove_markers(graph)}
+    reports += list(_without_thresholds(markers, reports))
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
@@ -78,6 +76,20 @@ def _one_layer(
     return _describe(
         region, path, "rewritten", "", gated=gate is not None, max_error=verified[signature]
     )
+
+
+def _without_thresholds(
+    markers: Iterable[str], reports: Iterable[LayerReport]
+) -> Iterator[LayerReport]:
+    """Report the marked layers whose thresholds no rewritten region took."""
+    explained = {report.path for report in reports if report.gated or report.status == "refused"}
+    rewritten = {report.path for report in reports if report.status == "rewritten"}
+    for path in sorted(set(markers) - explained):
+        if path in rewritten:
+            reason = "its experts do not read the marked input itself, so all of them are kept"
+        else:
+            reason = "no GEMM over stacked expert weights follows in the captured graph"
+        yield LayerReport(path, "refused", reason=reason)
 
 
 def _describe(region: Region, path: str, status: Any, reason: str, **more: Any) -> LayerReport:

@@ -66,6 +66,15 @@ def test_detach_leaves_no_trace(model) -> None:
     assert trace(model) == before
 
 
+def test_a_compiled_wrapper_is_attached_through(model) -> None:
+    wrapper = torch.compile(model)
+    assert modes_fx.attach(wrapper, policy()) is wrapper
+    modes_fx.set_target(wrapper, 0.75)
+    assert theta_of(model)[Modality.TEXT] == pytest.approx(0.5)
+    modes_fx.detach(wrapper)
+    assert not hasattr(model, "_modes_attachment")
+
+
 def test_attaching_twice_is_refused(model) -> None:
     modes_fx.attach(model)
     with pytest.raises(ValueError, match="attached already"):

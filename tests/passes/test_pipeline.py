@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from transformers import PretrainedConfig
 
+import modes_fx
 from tests.tiny import GroupedExperts, compile_observed, routed_tokens
 
 
@@ -174,3 +176,28 @@ def test_a_graph_without_experts_is_left_alone() -> None:
     x = torch.randn(2, 4)
     assert_close(compiled(x), model(x))
     assert reports == []
+
+
+def test_thresholds_that_do_not_reach_their_layer_are_reported() -> None:
+    class ScaledInput(GroupedExperts):
+        def forward(self, x, index, weight):
+            return super().forward(x * 2, index, weight)
+
+    class Model(nn.Module):
+        config = PretrainedConfig()
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = ScaledInput()
+
+        def forward(self, input_ids, x, index, weight):
+            return self.experts(x, index, weight)
+
+    model = modes_fx.attach(Model())
+    compiled, reports = compile_observed(model)
+    compiled(torch.zeros(1, 5, dtype=torch.long), *routed_tokens())
+    assert [(r.path, r.status, r.gated) for r in reports] == [
+        ("experts", "rewritten", False),
+        ("experts", "refused", False),
+    ]
+    assert "do not read the marked input itself" in reports[1].reason
