@@ -14,6 +14,7 @@ from torch.testing import assert_close
 import modes_fx
 from modes_fx import modes_backend
 from modes_fx.attach import find_expert_modules, keep_all_theta, set_thetas
+from modes_fx.backend import BackendOptions, compile_graph
 from modes_fx.kernels import reference
 from modes_fx.vocabulary import Modality
 from tests.tiny import chat, compile_observed, left_padded, tiny_vlm
@@ -63,16 +64,22 @@ def middle_threshold(pristine: nn.Module, call: dict, fraction: float) -> float:
 
 
 @contextmanager
-def eager_oracle(model: nn.Module, theta: torch.Tensor, modality: torch.Tensor) -> Iterator[None]:
+def eager_oracle(
+    model: nn.Module, thetas: dict[str, torch.Tensor], modality: torch.Tensor
+) -> Iterator[None]:
     """Skip in the unmodified model by giving skipped pairs the weight 0."""
 
-    def zero_skipped(_, args):
+    def zero_skipped(theta, args):
         x, index, weight = args
         kept, _ = reference.gate(index, weight, modality, theta, 8, "renormalised")
         return x, index, weight.masked_fill(kept == 8, 0)
 
-    layers = find_expert_modules(model).values()
-    handles = [layer.register_forward_pre_hook(zero_skipped) for layer in layers]
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(
+            lambda _, args, theta=theta: zero_skipped(theta, args)
+        )
+        for path, theta in thetas.items()
+    ]
     yield
     for handle in handles:
         handle.remove()
@@ -98,10 +105,11 @@ def test_every_path_is_rewritten_and_right_with_and_without_thresholds(model, pr
     assert {report.path for report in reports} == set(layers)
     assert all(report.status == "rewritten" and report.gated for report in reports)
 
-    set_thetas(model, dict.fromkeys(layers, theta))
+    thetas = dict.fromkeys(layers, theta)
+    set_thetas(model, thetas)
     modes_fx.pair_counts(model, reset=True)
     got = compiled(**call).logits[real]
-    with eager_oracle(pristine, theta, codes_of(call)):
+    with eager_oracle(pristine, thetas, codes_of(call)):
         assert_close(got, pristine(**call).logits[real], rtol=0, atol=1e-5)
     kept = torch.stack(list(modes_fx.pair_counts(model).values())).sum(0)
     assert 0 < kept[:, 1].sum() < kept[:, 0].sum()
@@ -147,14 +155,35 @@ def test_another_target_recompiles_nothing(model) -> None:
     assert not torch.allclose(before, after)
 
 
+def test_one_graph_serves_many_layers_each_with_its_own_thresholds(model, pristine) -> None:
+    call = CALLS["text"]
+    thetas = {path: keep_all_theta() for path in find_expert_modules(pristine)}
+    middle = middle_threshold(pristine, call, 0.5)
+    for theta, text in zip(thetas.values(), (middle, torch.inf), strict=True):
+        theta[Modality.TEXT] = text
+    set_thetas(modes_fx.attach(model), thetas)
+    captures = []
+
+    def backend(module, example_inputs):
+        options = BackendOptions(compiler="eager", strict=True)
+        return compile_graph(module, example_inputs, options, captures.append)
+
+    for layer in model.model.language_model.layers:
+        layer.compile(backend=backend)
+    got = model(**call, use_cache=False).logits
+    with eager_oracle(pristine, thetas, codes_of(call)):
+        assert_close(got, pristine(**call, use_cache=False).logits, rtol=0, atol=1e-5)
+    assert len(captures) == 1
+
+
 def test_inductor_computes_the_same(model, pristine) -> None:
     call = CALLS["text"]
     theta = keep_all_theta()
     theta[Modality.TEXT] = middle_threshold(pristine, call, 0.5)
-    modes_fx.attach(model)
-    set_thetas(model, dict.fromkeys(find_expert_modules(model), theta))
+    thetas = dict.fromkeys(find_expert_modules(pristine), theta)
+    set_thetas(modes_fx.attach(model), thetas)
     compiled = torch.compile(model, backend="modes_fx", fullgraph=True)
-    with eager_oracle(pristine, theta, codes_of(call)):
+    with eager_oracle(pristine, thetas, codes_of(call)):
         expected = pristine(**call, use_cache=False).logits
     assert_close(compiled(**call, use_cache=False).logits, expected, rtol=0, atol=1e-5)
 
