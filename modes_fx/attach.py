@@ -2,12 +2,14 @@
 
 Attaching changes no weight and no class. It adds two small buffers to every module that owns
 experts, a pre-hook there (the marker that the backend looks for), and a pre- and a post-hook on the
-model that keep the modality buffer; ``detach`` removes all of it.
+model that keep the modality buffer; ``detach`` removes all of it. Both make torch capture compiled
+models anew.
 """
 
 import warnings
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from modes_fx.hooks import (
@@ -78,7 +80,7 @@ def attach(
             target = policy.targets[0]
     thetas = _thresholds(policy, target, layers)
     special = policy.special_token_ids if policy and policy.special_tokens == "keep" else ()
-    token_ids = TokenIds.from_config(model.config, special)
+    token_ids = TokenIds.from_config(getattr(model, "config", None), special)
     devices = dict.fromkeys(next(layer.parameters()).device for layer in layers.values())
     attachment = Attachment(policy, target, layers, ModalityBuffer(devices, max_tokens))
     gate = GateOptions(
@@ -92,6 +94,7 @@ def attach(
         attach_layer(path, layer, gate, count_pairs, attachment.handles)
     hook_modality(model, attachment, token_ids)
     set_thetas(model, thetas)
+    _forget_captures()
     return wrapper
 
 
@@ -174,7 +177,13 @@ def detach(model: nn.Module) -> nn.Module:
         for name in (THETA, COUNTS, GATE):
             delattr(layer, name)
     delattr(_inside(model), ATTACHMENT)
+    _forget_captures()
     return model
+
+
+def _forget_captures() -> None:
+    # Dynamo does not guard on hooks: what it captured before would go on without the new ones.
+    torch.compiler.reset()
 
 
 def _inside(model: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 
 from modes_fx.errors import MatchError
 from modes_fx.hooks import LAYER_PATH
-from modes_fx.passes.pipeline import rewrite_graph
+from modes_fx.passes.pipeline import refuse_graph, rewrite_graph
 from modes_fx.passes.report import LayerReport
 
 CompiledGraph = Callable[..., Any]
@@ -103,17 +103,18 @@ def compile_graph(
     """Compile one captured graph and tell an observer what became of its MoE layers."""
     if torch.is_grad_enabled() and any(_needs_gradient(value) for value in example_inputs):
         _refuse_gradients(options.strict)
+        refuse_graph(module, "the call records gradients")
         return module if options.compiler == "eager" else _inductor(module, example_inputs, options)
     names = _qualified_names(module, example_inputs)
 
     def rewrite_and_compile(gm: GraphModule, example_inputs_: Sequence[Any]) -> CompiledGraph:
         placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-        _copy_weight_marks(module, placeholders)
-        reports = rewrite_graph(
-            gm,
-            dict(zip(placeholders, example_inputs, strict=True)),
-            dict(zip(placeholders, names, strict=True)),
-        )
+        if len(placeholders) == len(example_inputs):
+            _copy_weight_marks(module, placeholders)
+            values = dict(zip(placeholders, example_inputs, strict=True))
+            reports = rewrite_graph(gm, values, dict(zip(placeholders, names, strict=True)))
+        else:
+            reports = refuse_graph(gm, "the graph has tensor subclasses among its inputs")
         observe(reports)
         if options.strict:
             _require_all(reports)

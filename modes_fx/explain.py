@@ -1,7 +1,8 @@
 """explain: what the backend would do to a model, layer by layer, and why."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ class ExplainReport:
         layers: one report for each MoE layer; of several captures the one that went worst.
         graphs: how many graphs Dynamo captured.
         graph_breaks: why it captured more than one, most frequent first.
-        tokens: tokens of the call by modality name, padding left out; empty where not known.
+        tokens: tokens of the call by modality name, padding left out; empty where the model was
+            attached already, because its counters are not to be changed.
     """
 
     layers: tuple[LayerReport, ...]
@@ -56,7 +58,8 @@ class ExplainReport:
 def explain(model: nn.Module, **inputs: Any) -> ExplainReport:
     """Call a model once through the passes and report on every MoE layer.
 
-    The model is left as it was: where it is not attached, it is attached for this call only.
+    The model is left as it was: where it is not attached, it is attached for this call only. What
+    torch has captured so far is captured again when it is next needed.
 
     Args:
         model: a transformers model, attached or not.
@@ -72,13 +75,13 @@ def explain(model: nn.Module, **inputs: Any) -> ExplainReport:
     if temporary:
         attach(model, count_pairs=True)
     try:
-        return _explain(model, inputs)
+        return _explain(getattr(model, "_orig_mod", model), inputs, counted=temporary)
     finally:
         if temporary:
             detach(model)
 
 
-def _explain(model: nn.Module, inputs: dict[str, Any]) -> ExplainReport:
+def _explain(model: nn.Module, inputs: dict[str, Any], counted: bool) -> ExplainReport:
     captures: list[Sequence[LayerReport]] = []
 
     def record(module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> CompiledGraph:
@@ -87,7 +90,7 @@ def _explain(model: nn.Module, inputs: dict[str, Any]) -> ExplainReport:
         )
 
     breaks_before = counters["graph_break"].copy()
-    with torch.no_grad():
+    with torch.no_grad(), _uncompiled(model):
         torch.compile(model, backend=record)(**inputs)
     breaks = counters["graph_break"] - breaks_before
     reports = [report for capture in captures for report in capture]
@@ -96,8 +99,20 @@ def _explain(model: nn.Module, inputs: dict[str, Any]) -> ExplainReport:
         layers=layers,
         graphs=len(captures),
         graph_breaks=tuple(_first_line(reason) for reason, _ in breaks.most_common()),
-        tokens=_tokens_by_modality(model, layers),
+        tokens=_tokens_by_modality(model, layers) if counted else {},
     )
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Within the context, forget what ``model.compile`` set and what was captured before."""
+    compiled_call, model._compiled_call_impl = model._compiled_call_impl, None
+    torch.compiler.reset()
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = compiled_call
+        torch.compiler.reset()
 
 
 def _worst(reports: Sequence[LayerReport], paths: Iterable[str]) -> Iterable[LayerReport]:
@@ -109,10 +124,7 @@ def _worst(reports: Sequence[LayerReport], paths: Iterable[str]) -> Iterable[Lay
 
 
 def _tokens_by_modality(model: nn.Module, layers: Sequence[LayerReport]) -> dict[str, int]:
-    try:
-        counts = pair_counts(model)
-    except ValueError:
-        return {}
+    counts = pair_counts(model)
     for layer in layers:
         pairs = counts[layer.path][:, 0]
         if layer.status == "rewritten" and layer.top_k:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,10 @@ class Attachment:
     caller: int | None = None
     call: ExitStack = field(default_factory=ExitStack)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        """Refuse: a copy's hooks would write this model's buffers."""
+        raise TypeError("an attached model cannot be copied: detach it, copy it, attach both")
+
 
 def keep_all_theta() -> Tensor:
     """Return thresholds ``[M]`` that skip nothing but padding."""
@@ -81,8 +85,10 @@ def attach_layer(
 ) -> None:
     """Put thresholds, counters and the marker on a module that owns experts."""
     device = next(layer.parameters()).device
-    counts = torch.zeros((len(Modality) if count_pairs else 0, 2), dtype=torch.int64, device=device)
-    theta = keep_all_theta().to(device)
+    counted = len(Modality) if count_pairs else 0
+    with torch.inference_mode(False):
+        counts = torch.zeros((counted, 2), dtype=torch.int64, device=device)
+        theta = keep_all_theta().to(device)
     # Where Dynamo captures a layer by itself, the thresholds are all that tells which layer it is.
     setattr(theta, LAYER_PATH, path)
     layer.register_buffer(THETA, theta, persistent=False)
@@ -104,7 +110,7 @@ def _mark(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     marked = torch.ops.modes_fx.marker(
         x,
         theta,
-        gate.modality.on(x.device),
+        *gate.modality.on(x.device),
         getattr(layer, COUNTS),
         gate.share,
         gate.kept_mass_exponent,

@@ -7,7 +7,7 @@ shape: it is an input of every graph that holds experts, whether or not that gra
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class TokenIds:
     def from_config(config: Any, special: Iterable[int] = ()) -> "TokenIds":
         """Collect the placeholder ids of a transformers config and of its nested configs."""
         found: dict[re.Pattern[str], set[int]] = {_VISION_ID: set(), _AUDIO_ID: set()}
-        pending = [config]
+        pending = [] if config is None else [config]
         while pending:
             for name, value in vars(pending.pop()).items():
                 if hasattr(value, "model_type"):
@@ -61,7 +61,7 @@ def modality_codes(
     *,
     mm_token_type_ids: Tensor | None = None,
     modality: Tensor | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Any = None,
     shape: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return the modality code of every token of a call.
@@ -71,14 +71,16 @@ def modality_codes(
         input_ids: ``[B, S]``, or None where the model is given embeddings.
         mm_token_type_ids: ``[B, S]`` from the processor; used when it covers just these tokens.
         modality: ``[B, S]`` explicit codes; overrides all but padding.
-        attention_mask: where 2-dimensional, its last S columns say which tokens are PADDING.
+        attention_mask: where it is a 2-dimensional tensor, its last S columns say which tokens are
+            PADDING; a prepared mask (4-dimensional, or one for each kind of layer) does not tell,
+            and padding then counts as what its ids say.
         shape: ``(B, S)`` of the embeddings where ``input_ids`` is None.
 
     Returns:
         ``[B * S]`` int8 codes. OTHER (never skipped) where nothing tells a token's modality.
 
     Raises:
-        ValueError: ``modality`` is not of shape ``[B, S]``.
+        ValueError: ``modality`` is not of shape ``[B, S]``, or holds something else than codes.
     """
     batch, length = input_ids.shape if input_ids is not None else (shape or (0, 0))
     if modality is not None:
@@ -87,16 +89,25 @@ def modality_codes(
                 f"modality has shape {tuple(modality.shape)}, the tokens of this call "
                 f"{(batch, length)}: pass one code per token"
             )
+        _check_codes(modality)
         codes = modality.to(torch.int8)
     elif input_ids is not None:
         codes = _codes_of_ids(token_ids, input_ids, mm_token_type_ids)
     else:
-        device = attention_mask.device if attention_mask is not None else None
-        codes = torch.full((batch, length), Modality.OTHER.value, dtype=torch.int8, device=device)
-    if attention_mask is not None and attention_mask.dim() == 2:
+        codes = torch.full((batch, length), Modality.OTHER.value, dtype=torch.int8)
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
         padding = attention_mask[:, attention_mask.shape[1] - length :] == 0
         codes = codes.masked_fill(padding.to(codes.device), Modality.PADDING.value)
     return codes.reshape(-1)
+
+
+def _check_codes(modality: Tensor) -> None:
+    known = sorted(Modality)
+    if modality.is_floating_point() or not torch.isin(modality.cpu(), torch.tensor(known)).all():
+        raise ValueError(
+            f"modality holds {sorted(set(modality.flatten().tolist()))}, but its codes are the "
+            f"integers {known[0]} to {known[-1]} (modes_fx.Modality)"
+        )
 
 
 def _codes_of_ids(ids: TokenIds, input_ids: Tensor, types: Tensor | None) -> Tensor:
@@ -121,25 +132,36 @@ def _is_any(input_ids: Tensor, wanted: tuple[int, ...]) -> Tensor:
     return found
 
 
+class DeviceCodes(NamedTuple):
+    """The codes of the call in flight on one device.
+
+    Attributes:
+        codes: int8 ``[max_tokens]``; OTHER beyond the call's tokens.
+        tokens: int64 ``[1]``, how many tokens the call has; 0 outside a call.
+    """
+
+    codes: Tensor
+    tokens: Tensor
+
+
 class ModalityBuffer:
     """The codes of the call in flight, on every device that holds experts.
 
     Outside a call every code is OTHER, so that a stale mask can never be used.
 
     Attributes:
-        by_device: int8 ``[max_tokens]`` for each device.
+        by_device: the buffers of each device.
         max_tokens: the most tokens (batch * sequence) one call may have.
     """
 
     def __init__(self, devices: Iterable[torch.device], max_tokens: int) -> None:
         """Allocate one buffer a device, all OTHER."""
         self.max_tokens = max_tokens
-        self.by_device: Mapping[str, Tensor] = {
-            str(device): torch.full(
-                (max_tokens,), Modality.OTHER.value, dtype=torch.int8, device=device
-            )
-            for device in devices
-        }
+        # Buffers made in inference mode could not be written outside it.
+        with torch.inference_mode(False):
+            self.by_device: Mapping[str, DeviceCodes] = {
+                str(device): _no_call(max_tokens, device) for device in devices
+            }
 
     def write(self, codes: Tensor) -> None:
         """Store the codes of a call.
@@ -153,15 +175,17 @@ class ModalityBuffer:
                 "attached for: use modes_fx.attach(model, policy, max_tokens=...)"
             )
         for buffer in self.by_device.values():
-            buffer[: codes.shape[0]].copy_(codes)
+            buffer.codes[: codes.shape[0]].copy_(codes)
+            buffer.tokens.fill_(codes.shape[0])
 
     def reset(self) -> None:
         """Forget the call."""
         for buffer in self.by_device.values():
-            buffer.fill_(Modality.OTHER.value)
+            buffer.codes.fill_(Modality.OTHER.value)
+            buffer.tokens.zero_()
 
-    def on(self, device: torch.device) -> Tensor:
-        """Return the buffer of one device.
+    def on(self, device: torch.device) -> DeviceCodes:
+        """Return the buffers of one device.
 
         Raises:
             RuntimeError: the model was moved after it was attached.
@@ -172,3 +196,8 @@ class ModalityBuffer:
                 f"{', '.join(self.by_device)}: detach, move the model, then attach again"
             )
         return self.by_device[str(device)]
+
+
+def _no_call(max_tokens: int, device: torch.device) -> DeviceCodes:
+    codes = torch.full((max_tokens,), Modality.OTHER.value, dtype=torch.int8, device=device)
+    return DeviceCodes(codes, torch.zeros(1, dtype=torch.int64, device=device))

@@ -25,6 +25,7 @@ def marker(
     x: Tensor,
     theta: Tensor,
     modality: Tensor,
+    tokens: Tensor,
     counts: Tensor,
     share: str,
     kept_mass_exponent: float,
@@ -49,6 +50,7 @@ def _(
     x: Tensor,
     theta: Tensor,
     modality: Tensor,
+    tokens: Tensor,
     counts: Tensor,
     share: str,
     kept_mass_exponent: float,
@@ -57,7 +59,7 @@ def _(
     return torch.empty_like(x)
 
 
-marker.register_autograd(lambda ctx, grad: (grad, None, None, None, None, None, None))
+marker.register_autograd(lambda ctx, grad: (grad, *[None] * 7))
 
 
 @torch.library.custom_op("modes_fx::gate", mutates_args=())
@@ -65,6 +67,7 @@ def gate(
     index: Tensor,
     weight: Tensor,
     modality: Tensor,
+    tokens: Tensor,
     theta: Tensor,
     num_experts: int,
     share: str,
@@ -73,14 +76,13 @@ def gate(
 ) -> tuple[Tensor, Tensor]:
     """See ``modes_fx.kernels.reference.gate``.
 
+    ``tokens``, ``[1]`` int64, says how many tokens the call has whose modality is given; 0 where no
+    call is in flight and all are OTHER.
+
     Raises:
-        ValueError: fewer modality codes than tokens.
+        ValueError: these are not the tokens of the call, so their modality is not known.
     """
-    if len(modality) < len(index):
-        raise ValueError(
-            f"{len(index)} tokens reach the experts but only {len(modality)} have a modality: call "
-            "the model through its own forward, where modes_fx.attach reads the modality"
-        )
+    _check_tokens(tokens, len(index))
     return reference.gate(
         index, weight, modality, theta, num_experts, share, kept_mass_exponent, min_k
     )
@@ -91,16 +93,18 @@ def _(
     index: Tensor,
     weight: Tensor,
     modality: Tensor,
+    tokens: Tensor,
     theta: Tensor,
     num_experts: int,
     share: str,
     kept_mass_exponent: float,
     min_k: int,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(index), torch.empty_like(weight)
+    return index.new_empty(index.shape), weight.new_empty(weight.shape)
 
 
-@torch.library.custom_op("modes_fx::experts", mutates_args=())
+# The implementation reads how many pairs are kept on the host, which a CUDA graph cannot capture.
+@torch.library.custom_op("modes_fx::experts", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def experts(
     x: Tensor,
     index: Tensor,
@@ -144,3 +148,13 @@ def count_pairs(counts: Tensor, index: Tensor, modality: Tensor, num_experts: in
 @count_pairs.register_fake
 def _(counts: Tensor, index: Tensor, modality: Tensor, num_experts: int) -> None:
     return None
+
+
+def _check_tokens(tokens: Tensor, reached: int) -> None:
+    if tokens.device.type != "cpu":
+        torch._assert_async((tokens == reached) | (tokens == 0))
+    elif (expected := int(tokens)) not in (0, reached):
+        raise ValueError(
+            f"{reached} tokens reach the experts, but the call has {expected}: their modality is "
+            "not known. Compile the model while it computes this layer for all tokens, or detach it"
+        )

@@ -20,7 +20,7 @@ from modes_fx.policy_fields import (
     target_key,
 )
 from modes_fx.policy_file import locate_policy, read_fields, upload_policy_text, write_policy_text
-from modes_fx.vocabulary import CALIBRATED, Modality, ModalityName
+from modes_fx.vocabulary import CALIBRATED, Modality, ModalityName, Share, default_share
 
 SCHEMA_VERSION = 1
 
@@ -55,7 +55,7 @@ class SkipPolicy(BaseModel):
     alpha: PerLayer
     tau: ByTarget[PerModality]
     layer_tau: ByTarget[PerLayer] | None = None
-    share: Literal["renormalised", "weight", "router"] | None = None
+    share: Share | None = None
     alpha_mode: Literal["per_modality", "shared"] = "per_modality"
     alpha_exponent: Constant = 1.0
     kept_mass_exponent: Constant = 0.0
@@ -111,14 +111,14 @@ class SkipPolicy(BaseModel):
         """The skip ratios that the policy was calibrated for, ascending."""
         return sorted(map(float, self.tau))
 
-    def share_for(self, top_k: int) -> Literal["renormalised", "weight", "router"]:
+    def share_for(self, top_k: int) -> Share:
         """The share that is compared with the threshold in a model with ``top_k`` experts a token.
 
         "renormalised": the combine weight over the sum of the token's; "weight": the combine
         weight itself; "router": the probability before the model renormalised or scaled it. With
         one expert a token the renormalised share is always 1, so the default is "weight" there.
         """
-        return self.share or ("renormalised" if top_k > 1 else "weight")
+        return self.share or default_share(top_k)
 
     def theta(self, layer: str, target: float | str | None) -> torch.Tensor:
         """The thresholds of one layer: a pair is kept if its share is >= its token's threshold.

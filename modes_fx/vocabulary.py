@@ -27,6 +27,18 @@ class Modality(IntEnum):
         return self.name.lower()
 
 
+Share = Literal["renormalised", "weight", "router"]
+"""What is compared with a threshold; see ``modes_fx.policy.SkipPolicy.share_for``."""
+
+
+def default_share(top_k: int) -> Share:
+    """Return the share that is compared where a policy names none, with ``top_k`` experts a token.
+
+    With one expert a token the renormalised share is always 1.
+    """
+    return "renormalised" if top_k > 1 else "weight"
+
+
 CALIBRATED: Mapping[ModalityName, Modality] = MappingProxyType(
     {"text": Modality.TEXT, "vision": Modality.VISION, "audio": Modality.AUDIO}
 )

@@ -86,7 +86,7 @@ class Lifter:
             rows = rows.all_input_nodes[0]
         if g.is_floating(rows) and (g.shape(rows) or ())[:-1] == (self._tokens,):
             return self._only("x", rows, "x")
-        if g.is_input(source):
+        if g.is_weight(source):
             return self._param(source, per_expert=False)
         raise NoMatchError(
             "the experts read a value that is neither x, weight nor a parameter", node
@@ -99,7 +99,7 @@ class Lifter:
         if source in self._in_pairs:
             return self._value(source)  # type: ignore[arg-type]
         dimensions = g.shape(source) or ()  # type: ignore[arg-type]
-        if g.is_input(source) and dimensions[:1] == (self._num_experts,):  # type: ignore[arg-type]
+        if g.is_weight(source) and dimensions[:1] == (self._num_experts,):  # type: ignore[arg-type]
             return self._param(source, per_expert=True)  # type: ignore[arg-type]
         return self._boundary(source)  # type: ignore[arg-type]
 

@@ -18,6 +18,7 @@ from modes_fx.passes.region import (
     check_enclosed,
     combine_of,
     pair_matrix,
+    with_cast,
 )
 
 # T tokens, K experts per token, E experts, S = T * K pairs.
@@ -41,13 +42,13 @@ class Pattern(ABC):
         index = pair_matrix(candidate.index_source)
         tokens, top_k = g.shape(index) or (0, 0)
         num_experts = (g.shape(candidate.gemms[0].weight) or (0,))[0]
-        out = combine_of(candidate, tokens, top_k)
+        total = combine_of(candidate, tokens, top_k)
         lifter = Lifter(candidate, tokens, top_k, num_experts)
-        total = out if out.target is g.aten.sum.dim_IntList else out.all_input_nodes[0]
         body = lifter.lift(total.all_input_nodes[0])
         if lifter.x is None or lifter.weight is None:
             missing = "input rows" if lifter.x is None else "combine weights"
-            raise NoMatchError(f"the {missing} of the experts were not found", out)
+            raise NoMatchError(f"the {missing} of the experts were not found", total)
+        out = with_cast(total, g.dtype(lifter.x))
         if g.dtype(out) != g.dtype(lifter.x):
             raise NoMatchError(
                 f"its output is {g.dtype(out)} but its input is {g.dtype(lifter.x)}", out

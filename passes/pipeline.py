@@ -3,10 +3,14 @@
 Works on a functional ATen graph without decompositions, so that activations are still whole.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch.fx import GraphModule, Node
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from modes_fx.passes import graph as g
 from modes_fx.passes.batched_mm import BatchedMM
@@ -34,14 +38,24 @@ def rewrite_graph(
         What became of each MoE layer.
     """
     graph = module.graph
-    reports, verified = [], dict[str, float]()
-    for pattern in PATTERNS:
-        for candidate in pattern.find(graph):
-            reports.append(_one_layer(pattern, candidate, module, inputs, names, verified))
-    markers = {_owner(names.get(theta, "")) for theta in remove_markers(graph)}
-    reports += list(_without_thresholds(markers, reports))
+    candidates = [(pattern, found) for pattern in PATTERNS for found in pattern.find(graph)]
+    unknown = _unknown_forms(graph, names, [candidate for _, candidate in candidates])
+    verified: dict[str, float] = {}
+    reports = [
+        _one_layer(pattern, candidate, module, inputs, names, verified)
+        for pattern, candidate in candidates
+    ]
+    marked = {_owner(names.get(theta, "")) for theta in remove_markers(graph)}
+    reports += _left_alone(marked, unknown, reports)
     graph.eliminate_dead_code()
     graph.lint()
+    module.recompile()
+    return reports
+
+
+def refuse_graph(module: GraphModule, reason: str) -> list[LayerReport]:
+    """Leave every region of a graph as it is, take its markers out, and say why for each."""
+    reports = [LayerReport("", "refused", reason=reason) for _ in remove_markers(module.graph)]
     module.recompile()
     return reports
 
@@ -61,6 +75,7 @@ def _one_layer(
         gate = resolve_gate(marker, region) if marker is not None else None
         if gate is not None:
             path = _owner(names.get(gate.theta, "")) or path
+            _check_tokens(region, inputs.get(gate.tokens))
     except NoMatchError as failure:
         return LayerReport(path, "refused", form=candidate.form, reason=str(failure))
     if not _has_real_weights(region, inputs):
@@ -78,18 +93,52 @@ def _one_layer(
     )
 
 
-def _without_thresholds(
-    markers: Iterable[str], reports: Iterable[LayerReport]
-) -> Iterator[LayerReport]:
-    """Report the marked layers whose thresholds no rewritten region took."""
+def _check_tokens(region: Region, tokens: Any) -> None:
+    """Check that the experts see the very tokens whose modality the call has written."""
+    seen = (g.shape(region.x) or (0,))[0]
+    if not isinstance(tokens, torch.Tensor) or tokens.device.type == "meta":
+        return
+    with unset_fake_temporarily():
+        in_call = int(tokens)
+    if in_call not in (0, seen):
+        raise NoMatchError(
+            f"its experts see {seen} tokens while the call has {in_call}, so their modality is not "
+            "known"
+        )
+
+
+def _unknown_forms(
+    graph: Graph, names: Mapping[Node, str], candidates: Iterable[Candidate]
+) -> set[str]:
+    """Return the modules whose stacked weights are read in a form that no pattern knows."""
+    known = {gemm.weight for candidate in candidates for gemm in candidate.gemms}
+    stacked = defaultdict(list)
+    for node in graph.nodes:
+        dimensions = g.shape(node) or ()
+        if g.is_weight(node) and node.users and len(dimensions) == 3 and dimensions[0] > 1:
+            stacked[_owner(names.get(node, "")), dimensions[0]].append(node)
+    return {
+        owner
+        for (owner, _), weights in stacked.items()
+        if len(weights) >= 2 and not known.intersection(weights)
+    }
+
+
+def _left_alone(
+    marked: set[str], unknown: set[str], reports: Sequence[LayerReport]
+) -> list[LayerReport]:
+    """Report the layers that no pattern found, and those whose thresholds reach no region."""
     explained = {report.path for report in reports if report.gated or report.status == "refused"}
     rewritten = {report.path for report in reports if report.status == "rewritten"}
-    for path in sorted(set(markers) - explained):
-        if path in rewritten:
-            reason = "its experts do not read the marked input itself, so all of them are kept"
-        else:
-            reason = "no GEMM over stacked expert weights follows in the captured graph"
-        yield LayerReport(path, "refused", reason=reason)
+    reasons = {
+        path: "its experts do not read the marked input itself, so all of them are kept"
+        if path in rewritten
+        else "no GEMM over stacked expert weights follows in the captured graph"
+        for path in marked - explained
+    }
+    for path in unknown - explained - rewritten - marked:
+        reasons[path] = "its stacked expert weights are used in a way that no pattern knows"
+    return [LayerReport(path, "refused", reason=reason) for path, reason in sorted(reasons.items())]
 
 
 def _describe(region: Region, path: str, status: Any, reason: str, **more: Any) -> LayerReport:
@@ -120,8 +169,8 @@ def _signature(region: Region) -> str:
     number = {node: position for position, node in enumerate((*boundary, *nodes))}
     lines = [region.body.to_json(), *(str(node.meta["val"]) for node in boundary)]
     for node in nodes:
-        sources = [number.get(source, -1) for source in node.all_input_nodes]
-        lines.append(f"{node.target} {sources} {node.meta['val']}")
+        args = map_arg((node.args, node.kwargs), lambda source: f"#{number.get(source, -1)}")
+        lines.append(f"{node.target} {args} {node.meta['val']}")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ Whatever produced ``index`` and ``weight`` is the router and stays as the model 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from modes_fx.kernels.epilogue import Body
@@ -113,9 +114,23 @@ def combine_of(candidate: Candidate, tokens: int, top_k: int) -> Node:
     for node in last.graph.nodes:
         if node in reachable and node.target is g.aten.sum.dim_IntList:
             rows = g.shape(node.args[0])
-            if rows and len(rows) == 3 and rows[:2] == (tokens, top_k) and node.args[1] == [1]:
-                return _with_cast(node)
+            if not rows or len(rows) != 3 or rows[:2] != (tokens, top_k):
+                continue
+            if node.args[1] == [1] and g.shape(node) == (tokens, rows[2]):
+                return node
     raise NoMatchError(f"no sum over the {top_k} experts of each token follows the last GEMM", last)
+
+
+def with_cast(node: Node, dtype: torch.dtype | None) -> Node:
+    """Return a node, or the only thing done with it where that is a cast to ``dtype``."""
+    users = list(node.users)
+    if (
+        len(users) == 1
+        and users[0].target is g.aten._to_copy.default
+        and g.dtype(users[0]) == dtype
+    ):
+        return users[0]
+    return node
 
 
 def check_enclosed(gemms: Sequence[Gemm], region_nodes: Sequence[Node], out: Node) -> None:
@@ -136,10 +151,3 @@ def check_enclosed(gemms: Sequence[Gemm], region_nodes: Sequence[Node], out: Nod
                 "the experts' intermediate values are also read outside the region", node
             )
         pending.extend(node.users)
-
-
-def _with_cast(node: Node) -> Node:
-    users = list(node.users)
-    if len(users) == 1 and users[0].target is g.aten._to_copy.default:
-        return users[0]
-    return node

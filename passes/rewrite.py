@@ -9,6 +9,7 @@ from torch.fx import Graph, Node
 from modes_fx import ops as ops  # registers the ops
 from modes_fx.passes import graph as g
 from modes_fx.passes.region import NoMatchError, Region
+from modes_fx.vocabulary import default_share
 
 MARKER = torch.ops.modes_fx.marker.default
 GATE = torch.ops.modes_fx.gate.default
@@ -21,6 +22,7 @@ class GateArguments(NamedTuple):
 
     theta: Node
     modality: Node
+    tokens: Node
     counts: Node
     share: str
     kept_mass_exponent: float
@@ -60,7 +62,7 @@ def resolve_gate(marker: Node, region: Region) -> GateArguments:
         )
     if gate.share == "auto":
         top_k = (g.shape(region.index) or (0, 0))[1]
-        gate = gate._replace(share="renormalised" if top_k > 1 else "weight")
+        gate = gate._replace(share=default_share(top_k))
     return gate
 
 
@@ -75,6 +77,7 @@ def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
                     index,
                     weight,
                     gate.modality,
+                    gate.tokens,
                     gate.theta,
                     region.num_experts,
                     gate.share,
@@ -106,7 +109,7 @@ def remove_markers(graph: Graph) -> list[Node]:
     """Take every marker out of the graph; return the threshold input of each, in order."""
     thetas = []
     for node in list(graph.nodes):
-        if node.target is MARKER:
+        if node.target in (MARKER, torch.ops.modes_fx.marker):
             thetas.append(node.args[1])
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

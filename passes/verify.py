@@ -1,7 +1,8 @@
 """Numeric proof that a region and its rewrite compute the same, on the real weights.
 
 A structural match proves nothing. The original nodes are run on random tokens with all pairs kept,
-and with about half of the pairs skipped by a weight of 0; the rewrite must agree on both.
+and with about half of the pairs skipped by a weight of 0; the rewrite must agree on both. As many
+tokens are drawn as the captured call had, because sizes may be written into the nodes.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,9 @@ from modes_fx.passes.region import NoMatchError, Region
 FP32_TOLERANCE = 1e-5
 """Largest error allowed, as a fraction of the largest output."""
 
+ENOUGH_PAIRS = 64
+"""Where a call has fewer pairs, several draws are compared: one may agree by accident."""
+
 ROUNDING_MARGIN = 1.25
 """In low precision: how much further from a float32 run the rewrite may be than the original."""
 
@@ -37,27 +41,43 @@ def verify(region: Region, inputs: Mapping[Node, Any]) -> float:
     Raises:
         NoMatchError: they differ.
     """
+    tokens, top_k = g.shape(region.index) or (1, 1)
+    draws = -(-ENOUGH_PAIRS // max(tokens * top_k, 1))
+    try:
+        with unset_fake_temporarily(), torch.no_grad():
+            return max(_compare(region, inputs, seed) for seed in range(draws))
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise NoMatchError(f"the proof could not be run: {error}") from error
+
+
+def _compare(region: Region, inputs: Mapping[Node, Any], seed: int) -> float:
     params = [inputs[param] for param in region.params]
-    with unset_fake_temporarily(), torch.no_grad():
-        x, index, weight = _random_tokens(region, params[0].device)
-        skipped = torch.rand(weight.shape, generator=_generator(1)).to(weight.device) < 0.5
-        error = 0.0
-        for skip in (torch.zeros_like(skipped), skipped):
-            original = _run(region, inputs, x, index, weight.masked_fill(skip, 0))
-            choice = index.masked_fill(skip, region.num_experts)
-            args = (choice, weight, params, region.body, region.num_experts)
-            rewritten = compact.experts(x, *args)
-            error = max(error, _error(original, rewritten))
-            if not _agree(original, rewritten, lambda a=args: reference.experts(x.float(), *a)):
-                raise NoMatchError(
-                    f"its rewrite gives other numbers: relative error {error:.2e} with "
-                    f"{int(skip.sum())} of {skip.numel()} pairs skipped"
-                )
-    return error
+    generator = torch.Generator().manual_seed(seed)
+    x, index, weight = _random_tokens(region, params[0].device, generator)
+    skipped = torch.rand(weight.shape, generator=generator).to(weight.device) < 0.5
+    largest = 0.0
+    for skip in (torch.zeros_like(skipped), skipped):
+        original = _run(region, inputs, x, index, weight.masked_fill(skip, 0))
+        choice = index.masked_fill(skip, region.num_experts)
+        args = (choice, weight, params, region.body, region.num_experts)
+        rewritten = compact.experts(x, *args)
+        if rewritten.shape != original.shape:
+            raise NoMatchError(
+                f"its rewrite gives {tuple(rewritten.shape)}, not {tuple(original.shape)}"
+            )
+        error = _error(original, rewritten)
+        if not _agree(original, rewritten, lambda args=args: reference.experts(x.float(), *args)):
+            raise NoMatchError(
+                f"its rewrite gives other numbers: relative error {error:.2e} with "
+                f"{int(skip.sum())} of {skip.numel()} pairs skipped"
+            )
+        largest = max(largest, error)
+    return largest
 
 
-def _random_tokens(region: Region, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    generator = _generator(0)
+def _random_tokens(
+    region: Region, device: torch.device, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     tokens, hidden = g.shape(region.x) or (0, 0)
     top_k = (g.shape(region.index) or (0, 0))[1]
     x = torch.randn(tokens, hidden, generator=generator)
@@ -106,7 +126,3 @@ def _error(original: Tensor, rewritten: Tensor) -> float:
     scale = original.float().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     error = float(difference / scale)
     return error if error == error else float("inf")
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

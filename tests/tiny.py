@@ -124,12 +124,14 @@ class GroupedExperts(nn.Module):
         """``x`` [T, H], ``index`` and ``weight`` [T, K] -> [T, H]."""
         top_k = index.shape[1]
         ordered, perm = torch.sort(index.reshape(-1))
-        counts = torch.histc(ordered.float(), self.num_experts, 0, self.num_experts - 1)
-        offsets = counts.cumsum(0, dtype=torch.int32)
+        offsets = self.counts(ordered).cumsum(0, dtype=torch.int32)
         rows = self.grouped(x[perm // top_k], self.up, offsets)
         rows = self.grouped(self.activation(rows), self.down, offsets)
         rows = self.weighted(rows, weight.reshape(-1)[perm])
         return self.combine(self.restore(rows, perm).view(len(x), top_k, -1))
+
+    def counts(self, ordered: Tensor) -> Tensor:
+        return torch.histc(ordered.float(), self.num_experts, 0, self.num_experts - 1)
 
     def grouped(self, rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         return torch.ops.transformers.grouped_mm_fallback(rows, weight.transpose(1, 2), offsets)

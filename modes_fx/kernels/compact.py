@@ -11,6 +11,9 @@ import torch
 
 from modes_fx.kernels.epilogue import Body
 
+ROWS_AT_ONCE = 8192
+"""How many rows are widened to float32 at a time, to bound what that takes in memory."""
+
 # T tokens, K experts per token, E experts, H hidden size, P kept pairs.
 
 
@@ -41,4 +44,6 @@ def experts(
 
     rows = body.run(x[token], weight.reshape(-1)[pair, None], params, flat[pair], matmul)
     out = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    return out.index_add_(0, token, rows.to(out.dtype)).to(x.dtype)
+    for part, tokens in zip(rows.split(ROWS_AT_ONCE), token.split(ROWS_AT_ONCE), strict=True):
+        out.index_add_(0, tokens, part.to(out.dtype))
+    return out.to(x.dtype)

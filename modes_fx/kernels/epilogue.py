@@ -125,9 +125,15 @@ class Body:
         return _load(text)
 
     @cached_property
-    def matmuls(self) -> tuple[Step, ...]:
-        """The GEMMs of the body, in order."""
-        return tuple(step for step in self.steps if step.op == MATMUL)
+    def last_use(self) -> tuple[tuple[str, ...], ...]:
+        """For each step, the values that no later step reads."""
+        readers = {
+            arg: i for i, step in enumerate(self.steps) for arg in step.args if _is_value(arg)
+        }
+        return tuple(
+            tuple(name for name, last in readers.items() if last == i)
+            for i in range(len(self.steps))
+        )
 
     def summary(self) -> str:
         """Return the operations in one line, for people: ``matmul(p0) silu ... matmul(p1)``."""
@@ -178,6 +184,8 @@ class Body:
                 kwargs = {name: _read_dtype(name, value) for name, value in step.kwargs}
                 result = _aten(step.op)(*(read(arg) for arg in step.args), **kwargs)
             values[f"%{position}"] = result
+            for name in self.last_use[position]:
+                del values[name]
         return result
 
 
@@ -235,6 +243,10 @@ def _load(text: str) -> Body:
         return Body(tuple(document["per_expert"]), steps)
     except (KeyError, TypeError) as error:
         raise BodyError(f"not a body: {error!r} in {text[:200]}") from error
+
+
+def _is_value(arg: Any) -> bool:
+    return isinstance(arg, str) and not arg.startswith("p")
 
 
 def _read_dtype(name: str, value: Any) -> Any:

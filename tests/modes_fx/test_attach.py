@@ -111,6 +111,11 @@ def test_a_layer_without_constants_is_kept_whole_and_said_so(model) -> None:
     assert theta_of(model)[Modality.TEXT] == -torch.inf
 
 
+def test_an_attached_model_is_not_copied(model) -> None:
+    with pytest.raises(TypeError, match="detach it, copy it"):
+        copy.deepcopy(modes_fx.attach(model))
+
+
 def test_counting_must_be_asked_for(model) -> None:
     modes_fx.attach(model)
     with pytest.raises(ValueError, match="count_pairs=True"):
@@ -138,7 +143,7 @@ def test_converting_an_attached_model_is_an_error_not_a_wrong_threshold(model) -
 
 def test_the_modality_is_forgotten_after_a_call_even_a_failed_one(model) -> None:
     modes_fx.attach(model, max_tokens=64)
-    codes = model._modes_attachment.modality.on(torch.device("cpu"))
+    codes = model._modes_attachment.modality.on(torch.device("cpu")).codes
     seen = []
     model.get_submodule(LAYERS[0]).register_forward_pre_hook(
         lambda *_: seen.append(codes[:8].tolist())

@@ -144,6 +144,18 @@ def test_the_rows_computed_are_exactly_the_kept_pairs(model, pristine) -> None:
         assert sum(rows[0] for rows, matrix, *_ in shapes if matrix == weight) == kept
 
 
+def test_attaching_after_the_first_compiled_call_takes_effect(model) -> None:
+    call = CALLS["text"]
+    compiled = torch.compile(model, backend=modes_backend, options=EAGER)
+    with pytest.warns(UserWarning, match="no policy is attached"):
+        before = compiled(**call).logits
+    for _ in range(2):
+        modes_fx.attach(model)
+        set_thetas(model, dict.fromkeys(find_expert_modules(model), torch.full((5,), torch.inf)))
+        assert not torch.allclose(before, compiled(**call).logits)
+        modes_fx.detach(model)
+
+
 def test_another_target_recompiles_nothing(model) -> None:
     call = CALLS["text"]
     compiled, reports = compile_observed(modes_fx.attach(model))

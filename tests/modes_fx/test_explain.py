@@ -43,6 +43,12 @@ def test_it_says_why_a_layer_is_left_alone() -> None:
     assert report.layers[0].reason in str(report)
 
 
+def test_a_model_compiled_in_place_is_explained_all_the_same() -> None:
+    model = tiny_vlm(layers=1)
+    model.compile(backend="eager")
+    assert modes_fx.explain(model, **chat(text=3)).matched == 1
+
+
 def test_an_attached_model_stays_attached() -> None:
     model = modes_fx.attach(tiny_vlm(layers=1))
     report = modes_fx.explain(model, **chat(text=3))

@@ -55,8 +55,9 @@ def test_padding_is_read_from_the_last_columns_of_the_mask() -> None:
     assert codes([[9, 5], [5, 9]], attention_mask=mask) == [PADDING, VISION, VISION, TEXT]
 
 
-def test_a_four_dimensional_mask_says_nothing_about_padding() -> None:
-    assert codes([[9]], attention_mask=torch.zeros(1, 1, 1, 4)) == [TEXT]
+@pytest.mark.parametrize("mask", [torch.zeros(1, 1, 1, 4), {"full_attention": torch.zeros(1, 4)}])
+def test_a_prepared_mask_says_nothing_about_padding(mask) -> None:
+    assert codes([[9]], attention_mask=mask) == [TEXT]
 
 
 def test_explicit_codes_override_all_but_padding() -> None:
@@ -70,6 +71,16 @@ def test_explicit_codes_of_another_shape_are_refused() -> None:
         codes([[9, 9]], modality=torch.zeros(1, 3))
 
 
+@pytest.mark.parametrize("wrong", [torch.tensor([[0, -1]]), torch.tensor([[0.0, 1.0]])])
+def test_explicit_codes_that_are_none_are_refused(wrong) -> None:
+    with pytest.raises(ValueError, match="integers 0 to 4"):
+        codes([[9, 9]], modality=wrong)
+
+
+def test_a_model_without_a_config_has_text_only() -> None:
+    assert TokenIds.from_config(None) == TokenIds()
+
+
 def test_embeddings_without_anything_else_are_other() -> None:
     assert modality_codes(IDS, None, shape=(1, 3)).tolist() == [OTHER] * 3
 
@@ -77,9 +88,16 @@ def test_embeddings_without_anything_else_are_other() -> None:
 def test_the_buffer_holds_one_call_and_forgets_it() -> None:
     buffer = ModalityBuffer([torch.device("cpu")], max_tokens=4)
     buffer.write(torch.tensor([TEXT, VISION], dtype=torch.int8))
-    assert buffer.on(torch.device("cpu")).tolist() == [TEXT, VISION, OTHER, OTHER]
+    codes, tokens = buffer.on(torch.device("cpu"))
+    assert (codes.tolist(), tokens.tolist()) == ([TEXT, VISION, OTHER, OTHER], [2])
     buffer.reset()
-    assert buffer.on(torch.device("cpu")).tolist() == [OTHER] * 4
+    assert (codes.tolist(), tokens.tolist()) == ([OTHER] * 4, [0])
+
+
+def test_a_buffer_made_in_inference_mode_can_be_written_outside_it() -> None:
+    with torch.inference_mode():
+        buffer = ModalityBuffer([torch.device("cpu")], max_tokens=4)
+    buffer.write(torch.tensor([TEXT], dtype=torch.int8))
 
 
 def test_more_tokens_than_the_buffer_holds_is_an_error_that_says_what_to_do() -> None:

@@ -170,6 +170,17 @@ def test_weights_on_the_experts_input_are_followed() -> None:
     assert report.body.startswith("mul matmul")
 
 
+def test_experts_in_an_unknown_form_are_reported_without_a_marker_too() -> None:
+    class Dense(GroupedExperts):
+        def forward(self, x, index, weight):
+            rows = self.activation(x @ self.up.transpose(1, 2)) @ self.down.transpose(1, 2)
+            return rows.mean(0)
+
+    report = through_the_passes(Dense(), *routed_tokens())
+    assert report.status == "refused"
+    assert "in a way that no pattern knows" in report.reason
+
+
 def test_a_graph_without_experts_is_left_alone() -> None:
     model = nn.Linear(4, 4)
     compiled, reports = compile_observed(model)
@@ -201,3 +212,71 @@ def test_thresholds_that_do_not_reach_their_layer_are_reported() -> None:
         ("experts", "refused", False),
     ]
     assert "do not read the marked input itself" in reports[1].reason
+
+
+class Layer(nn.Module):
+    """Experts that see the last of the call's tokens only, or all of them."""
+
+    config = PretrainedConfig()
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.experts, self.first = GroupedExperts(), first
+
+    def forward(self, input_ids, x, index, weight):
+        first = self.first
+        return self.experts(x[first:], index[first:], weight[first:])
+
+
+def test_experts_that_see_a_part_of_the_tokens_are_refused() -> None:
+    model = modes_fx.attach(Layer(first=2))
+    compiled, reports = compile_observed(model)
+    inputs = (torch.zeros(1, 5, dtype=torch.long), *routed_tokens())
+    expected = model(*inputs)
+    assert_close(compiled(*inputs), expected, rtol=1e-5, atol=1e-5)
+    assert [report.status for report in reports] == ["refused"]
+    assert "its experts see 3 tokens while the call has 5" in reports[0].reason
+
+
+def test_layers_that_differ_in_a_constant_are_proved_separately() -> None:
+    class Miscounting(GroupedExperts):
+        def __init__(self, highest: int) -> None:
+            super().__init__()
+            self.highest = highest
+
+        def counts(self, ordered):
+            return torch.histc(ordered.float(), self.num_experts, 0, self.highest)
+
+    model = nn.ModuleList([Miscounting(5), Miscounting(11)])
+
+    def both(x, index, weight):
+        return model[0](x, index, weight), model[1](x, index, weight)
+
+    inputs = routed_tokens()
+    compiled, reports = compile_observed(both)
+    assert_close(compiled(*inputs), both(*inputs), rtol=1e-5, atol=1e-5)
+    assert sorted(report.status for report in reports) == ["refused", "rewritten"]
+
+
+def test_a_look_alike_is_not_accepted_on_a_lucky_draw() -> None:
+    for tokens in (2, 3):
+        torch.compiler.reset()
+        model = Unrestored()
+        compiled, reports = compile_observed(model)
+        inputs = routed_tokens(tokens=tokens, top_k=2)
+        assert_close(compiled(*inputs), model(*inputs), rtol=1e-5, atol=1e-5)
+        assert reports[0].status == "refused"
+
+
+def test_an_activation_from_outside_is_no_parameter() -> None:
+    class Scaled(GroupedExperts):
+        def forward(self, x, index, weight, scale):
+            self.scale = scale
+            return super().forward(x, index, weight)
+
+        def weighted(self, rows, weight):
+            return super().weighted(rows * self.scale, weight)
+
+    report = through_the_passes(Scaled(), *routed_tokens(), torch.rand(10, 1))
+    assert report.status == "refused"
+    assert "neither x, weight nor a parameter" in report.reason
