@@ -26,7 +26,6 @@ SYSTEM_SHARE = 0.2
 SYSTEM_PROMPT = "You are a helpful assistant."
 
 _ONE_IMAGE_KINDS = [kind for kind in IMAGE_KINDS if images_needed(kind) == 1]
-_READING_KINDS = ["digit", "row", "column", "all"]
 _PATCHES = IMAGE_SIDE // PATCH_SIDE
 
 
@@ -50,21 +49,23 @@ class BatchMaker:
         self._images = torch.from_numpy(digits.images).float() / 255
         self._rng = random.Random(seed)
 
-    def draw_chats(self, batch: int, turns: int, reading_share: float) -> dict[str, Tensor]:
+    def draw_chats(
+        self, batch: int, turns: int, favoured: Sequence[str] = (), favoured_share: float = 0.0
+    ) -> dict[str, Tensor]:
         """Draw chats of several question-answer turns, right-padded.
 
         Args:
             batch: Number of chats, B.
             turns: Questions in each chat.
-            reading_share: Share of the image questions that only read digits; the others are
-                of any kind.
+            favoured: Kinds of question about one image to ask more often than others.
+            favoured_share: Share of the questions about one image kept for favoured kinds.
 
         Returns:
             The model's inputs as the processor makes them, and ``answer_mask`` bool [B, S].
         """
         texts, shown = [], []
         for _ in range(batch):
-            messages, chosen = self._draw_chat(turns, reading_share)
+            messages, chosen = self._draw_chat(turns, favoured, favoured_share)
             texts.append(self._render(messages))
             shown += chosen
         tokenizer = self._processor.tokenizer
@@ -92,7 +93,9 @@ class BatchMaker:
         count = images * DIGITS_PER_IMAGE
         return [self._rng.randrange(len(self._labels)) for _ in range(count)]
 
-    def _draw_chat(self, turns: int, reading_share: float) -> tuple[list[dict], list[int]]:
+    def _draw_chat(
+        self, turns: int, favoured: Sequence[str], favoured_share: float
+    ) -> tuple[list[dict], list[int]]:
         rng = self._rng
         images = 0
         if rng.random() < IMAGE_SHARE:
@@ -103,7 +106,7 @@ class BatchMaker:
         if rng.random() < SYSTEM_SHARE:
             messages.append({"role": "system", "content": SYSTEM_PROMPT})
         for turn in range(turns):
-            question, answer = self._draw_turn(digits, turn, reading_share)
+            question, answer = self._draw_turn(digits, turn, favoured, favoured_share)
             content: list[dict] = [{"type": "image"}] * images if turn == 0 else []
             messages.append(
                 {"role": "user", "content": [*content, {"type": "text", "text": question}]}
@@ -111,13 +114,15 @@ class BatchMaker:
             messages.append({"role": "assistant", "content": answer})
         return messages, chosen
 
-    def _draw_turn(self, digits: Sequence[int], turn: int, reading_share: float) -> tuple[str, str]:
+    def _draw_turn(
+        self, digits: Sequence[int], turn: int, favoured: Sequence[str], favoured_share: float
+    ) -> tuple[str, str]:
         rng = self._rng
         if not digits or (turn > 0 and rng.random() < TEXT_TURN_SHARE):
             return TEXT_KINDS[rng.choice(list(TEXT_KINDS))](rng, "train")
         if len(digits) > DIGITS_PER_IMAGE:
             return IMAGE_KINDS["two_images"](rng, digits)
-        kinds = _READING_KINDS if rng.random() < reading_share else _ONE_IMAGE_KINDS
+        kinds = favoured if rng.random() < favoured_share else _ONE_IMAGE_KINDS
         return IMAGE_KINDS[rng.choice(kinds)](rng, digits)
 
     def _render(self, messages: list[dict]) -> str:

@@ -51,13 +51,13 @@ def equal_images_attention(
         [1, images * patches, heads, head size], and None for the attention weights.
     """
     images = len(cu_seq_lens_q) - 1
-    split = [part[0].unflatten(1, (images, -1)).transpose(0, 1) for part in (query, key, value)]
-    out = F.scaled_dot_product_attention(*split, scale=scaling)
+    q, k, v = (part[0].unflatten(1, (images, -1)).transpose(0, 1) for part in (query, key, value))
+    out = F.scaled_dot_product_attention(q, k, v, scale=scaling)
     return out.transpose(1, 2).flatten(0, 1)[None], None
 
 
 def sorted_experts(
-    experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+    experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
     """Run each expert once over its tokens, sorted by expert.
 

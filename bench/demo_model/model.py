@@ -84,6 +84,9 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLMoeConfig:
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 32,
         "max_position_embeddings": 512,
+        # The default of 0.02 suits layers 20 times as wide; here it would leave the experts
+        # with so little to say at first that the model learns to do without them.
+        "initializer_range": hidden**-0.5,
         "tie_word_embeddings": True,
         "rope_parameters": {
             "rope_type": "default",

@@ -80,12 +80,6 @@ def ask_count(rng: random.Random, digits: Sequence[int]) -> tuple[str, str]:
     return "how many even digits ?", str(_count_even(digits))
 
 
-def ask_where(rng: random.Random, digits: Sequence[int]) -> tuple[str, str]:
-    """Ask where a digit is; of several places, the first in reading order is right."""
-    digit = rng.choice(digits)
-    return f"where is the first {digit} ?", POSITIONS[list(digits).index(digit)]
-
-
 def ask_two_images(rng: random.Random, digits: Sequence[int]) -> tuple[str, str]:
     """Ask for one digit of one of two images; ``digits`` lists those of both images."""
     image, position = rng.randrange(len(ORDINALS)), rng.randrange(DIGITS_PER_IMAGE)
@@ -137,11 +131,10 @@ IMAGE_KINDS: Mapping[str, ImageAsker] = MappingProxyType(
         "digit": ask_digit,
         "row": ask_row,
         "column": ask_column,
-        "all": ask_all,
+        "read_all": ask_all,
         "largest": ask_largest,
         "smallest": ask_smallest,
         "count": ask_count,
-        "where": ask_where,
         "two_images": ask_two_images,
     }
 )
@@ -180,7 +173,7 @@ def heldout_questions(n_per_kind: int, seed: int = 0) -> list[Question]:
     """Draw ``n_per_kind`` questions of every kind about digits never seen in training.
 
     Args:
-        n_per_kind: How many questions of each of the 15 kinds.
+        n_per_kind: How many questions of each of the 14 kinds.
         seed: The same seed gives the same questions.
 
     Returns:
