@@ -2,6 +2,7 @@
 
 from modes_fx.attach import attach, detach, pair_counts, set_target
 from modes_fx.backend import modes_backend
+from modes_fx.calibration import calibrate
 from modes_fx.errors import MatchError, PolicyError
 from modes_fx.explain import ExplainReport, explain
 from modes_fx.policy import SkipPolicy
@@ -14,6 +15,7 @@ __all__ = [
     "PolicyError",
     "SkipPolicy",
     "attach",
+    "calibrate",
     "detach",
     "explain",
     "modes_backend",
