@@ -5,7 +5,6 @@ ones fall off the end, and every later step sees kept rows only.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 
 import torch
 
@@ -28,18 +27,21 @@ def experts(
     """Sum the kept experts' outputs of every token; same contract as ``reference.experts``."""
     num_slots = index.shape[1]
     flat = index.reshape(-1)
-    pairs_per_expert = torch.bincount(flat.clamp(max=num_experts), minlength=num_experts + 1)
-    bounds = list(accumulate(pairs_per_expert[:num_experts].tolist(), initial=0))
-    pair = flat.argsort(stable=True)[: bounds[-1]]  # [P]
+    pairs_of = torch.bincount(flat.clamp(max=num_experts), minlength=num_experts + 1).tolist()
+    hit = [(e, count) for e, count in enumerate(pairs_of[:num_experts]) if count]
+    if not hit:
+        return torch.zeros_like(x)
+    counts = [count for _, count in hit]
+    pair = flat.argsort(stable=True)[: sum(counts)]  # [P]
     token = pair // num_slots
 
     def matmul(rows: torch.Tensor, matrix: torch.Tensor, transposed: bool) -> torch.Tensor:
-        width = matrix.shape[1] if transposed else matrix.shape[2]
-        out = rows.new_empty(rows.shape[0], width)
-        for e, (start, end) in enumerate(pairwise(bounds)):
-            if start < end:
-                expert_matrix = matrix[e].T if transposed else matrix[e]
-                torch.mm(rows[start:end], expert_matrix, out=out[start:end])
+        if transposed:
+            matrix = matrix.transpose(1, 2)
+        out = rows.new_empty(rows.shape[0], matrix.shape[2])
+        parts = zip(hit, rows.split(counts), out.split(counts), strict=True)
+        for (e, _), expert_rows, expert_out in parts:
+            torch.mm(expert_rows, matrix[e], out=expert_out)
         return out
 
     rows = body.run(x[token], weight.reshape(-1)[pair, None], params, flat[pair], matmul)

@@ -29,7 +29,7 @@ def routing_share(weight: torch.Tensor, share: str) -> torch.Tensor:
     if share != "renormalised":
         raise ValueError(f"share must be 'renormalised' or 'weight', got {share!r}")
     total = weight.sum(dim=-1, keepdim=True)
-    return torch.where(total == 0, torch.zeros_like(weight), weight / total)
+    return torch.where(total == 0, 0.0, weight / total)
 
 
 def gate(
@@ -44,9 +44,9 @@ def gate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decide which (token, expert) pairs are computed.
 
-    A pair is kept when its share is at least the threshold of its token's modality, or is NaN (a
-    model's NaN must stay visible). Skipped pairs get the sentinel expert ``num_experts`` and
-    weight 0.
+    A pair is skipped when its share is below the threshold of its token's modality. A share that is
+    NaN is below nothing, so that a model's NaN stays visible. Skipped pairs get the sentinel expert
+    ``num_experts`` and weight 0.
 
     Args:
         index: ``[T, K]`` integer, the experts the router chose.
@@ -64,17 +64,17 @@ def gate(
     """
     pi = routing_share(weight, share)
     threshold = theta[modality[: len(index)].long()][:, None]
-    keep = (pi >= threshold) | pi.isnan()
+    skip = pi < threshold
     if min_k > 0:
         rank = pi.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        keep |= (rank < min_k) & (threshold < torch.inf)
+        skip &= (rank >= min_k) | (threshold == torch.inf)
     kept_weight = weight
     if kept_mass_exponent:
-        mass = torch.where(keep, pi, 0).sum(-1, keepdim=True) / pi.sum(-1, keepdim=True)
-        reweighted = ~keep.all(-1, keepdim=True) & (mass > 0)
+        mass = pi.masked_fill(skip, 0).sum(-1, keepdim=True) / pi.sum(-1, keepdim=True)
+        reweighted = skip.any(-1, keepdim=True) & (mass > 0)
         scale = torch.where(reweighted, mass, 1.0) ** -kept_mass_exponent
         kept_weight = (weight.float() * scale).to(weight.dtype)
-    return index.masked_fill(~keep, num_experts), kept_weight.masked_fill(~keep, 0)
+    return index.masked_fill(skip, num_experts), kept_weight.masked_fill(skip, 0)
 
 
 def experts(
