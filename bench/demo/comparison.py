@@ -1,0 +1,146 @@
+"""Held-out questions: the full model, MoDES at each target, and simpler ways to skip as much."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from modes_fx import SkipPolicy
+from modes_fx.bench.demo.confidence import paired_difference, wilson_interval
+from modes_fx.bench.demo.report import Result, Scores
+from modes_fx.bench.demo_model import Question, question_messages
+from modes_fx.calibration import (
+    Evaluator,
+    Measurement,
+    RandomSkipping,
+    ReducedTopK,
+    Reference,
+    encode_chats,
+    measure_selection,
+    recorded_shares,
+    single_threshold,
+)
+from modes_fx.calibration.baselines import Selection
+
+MODES = "MoDES"
+SINGLE_THRESHOLD = "single threshold"
+TOP_K = "reduced top-k"
+TOP_K_RENORMALISED = "reduced top-k, renormalised"
+RANDOM = "random"
+METHODS = (MODES, SINGLE_THRESHOLD, TOP_K, TOP_K_RENORMALISED, RANDOM)
+
+BATCH_SIZE = 60
+SKIP_TOLERANCE = 0.002
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the methods gave.
+
+    Attributes:
+        full: the unmodified model.
+        results: every method at every target.
+    """
+
+    full: Scores
+    results: list[Result]
+
+
+def compare_methods(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    policy: SkipPolicy,
+    questions: Sequence[Question],
+    top_k: int,
+    on_progress: Callable[[float], None] = lambda done: None,
+) -> Comparison:
+    """Evaluate every method at the skip ratio that MoDES reaches on these questions.
+
+    Args:
+        model: the unmodified model; as it was again afterwards.
+        processor: its processor.
+        policy: calibrated for it.
+        questions: held-out questions with their answers.
+        top_k: how many experts the model gives each token.
+        on_progress: called with the share that is done.
+    """
+    chats = [question_messages(question, with_answer=True) for question in questions]
+    with recorded_shares(model, policy) as shares:
+        reference = Reference.record(model, encode_chats(processor, chats, BATCH_SIZE))
+    full = reference.compare(model).correct
+    measured: dict[float, dict[str, Measurement]] = {}
+    steps = 2 * len(policy.targets)
+    with Evaluator(model, reference, policy) as evaluator:
+        for target in policy.targets:
+            modes = evaluator.measure({path: policy.theta(path, target) for path in policy.alpha})
+            plain = single_threshold(
+                evaluator, policy, shares, modes.skip_ratio, tolerance=SKIP_TOLERANCE
+            )
+            measured[target] = {MODES: modes, SINGLE_THRESHOLD: plain.measurement}
+            on_progress(len(measured) / steps)
+    for number, methods in enumerate(measured.values(), start=1):
+        skip_ratio = methods[MODES].skip_ratio
+        k = top_k * (1 - skip_ratio)
+        selections: dict[str, Selection] = {
+            TOP_K: ReducedTopK(k),
+            TOP_K_RENORMALISED: ReducedTopK(k, renormalise=True),
+            RANDOM: RandomSkipping(skip_ratio),
+        }
+        for name, selection in selections.items():
+            methods[name] = measure_selection(model, reference, selection)
+        on_progress((len(measured) + number) / steps)
+    return Comparison(
+        full=score(questions, full),
+        results=[
+            _result(name, target, measurement, methods[MODES], questions)
+            for target, methods in measured.items()
+            for name, measurement in methods.items()
+        ],
+    )
+
+
+def score(questions: Sequence[Question], correct: Tensor) -> Scores:
+    """Return how many questions were answered right, overall and by group.
+
+    Args:
+        questions: N questions.
+        correct: bool ``[N]``.
+    """
+    right: dict[str, list[bool]] = {}
+    for question, hit in zip(questions, correct.tolist(), strict=True):
+        for group in ("all", question.modality, question.kind):
+            right.setdefault(group, []).append(hit)
+    accuracy = {group: sum(hits) / len(hits) for group, hits in right.items()}
+    overall, image, text = (accuracy.pop(group, 0.0) for group in ("all", "image", "text"))
+    return Scores(
+        questions=len(questions),
+        accuracy=overall,
+        accuracy_interval=wilson_interval(sum(right["all"]), len(questions)),
+        accuracy_image=image,
+        accuracy_text=text,
+        accuracy_by_kind=accuracy,
+    )
+
+
+def _result(
+    name: str,
+    target: float,
+    measurement: Measurement,
+    modes: Measurement,
+    questions: Sequence[Question],
+) -> Result:
+    correct = measurement.difference.correct
+    result = Result(
+        **score(questions, correct).model_dump(),
+        method=name,
+        target=target,
+        skip_ratio=measurement.skip_ratio,
+        skip_ratio_by_modality=measurement.skip_ratio_by_modality,
+        skip_ratio_by_layer=measurement.skip_ratio_by_layer,
+        kl=measurement.kl,
+    )
+    if name == MODES:
+        return result
+    ahead, interval = paired_difference(correct.numpy(), modes.difference.correct.numpy())
+    return result.model_copy(update={"ahead_of_modes": ahead, "ahead_of_modes_interval": interval})

@@ -1,0 +1,162 @@
+"""Compare the time of several cases on a machine that is never quiet.
+
+The cases take turns, so that a busy moment hits all of them, and every speed-up is computed within
+a round. Medians and quartiles over the rounds are what is reported.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Moment(NamedTuple):
+    """A reading of both clocks, or the time between two readings, in seconds.
+
+    Attributes:
+        wall: what passes for whoever waits.
+        cpu: what all threads of this process use of the processors.
+    """
+
+    wall: float
+    cpu: float
+
+    def since(self, earlier: "Moment") -> "Moment":
+        """Return the time between an earlier reading and this one."""
+        return Moment(self.wall - earlier.wall, self.cpu - earlier.cpu)
+
+
+Clock = Callable[[], Moment]
+Samples = dict[str, list[Moment]]
+"""By phase, one duration a round."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it."""
+
+    median: float
+    lower: float
+    upper: float
+
+    @staticmethod
+    def of(values: list[float]) -> "Spread":
+        """Summarise at least one value."""
+        lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75])
+        return Spread(float(median), float(lower), float(upper))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one phase of one case took, over the rounds.
+
+    Attributes:
+        wall: seconds.
+        cpu: seconds of processor time.
+        speedup: the baseline's wall time over this case's in the same round; above 1 is faster.
+    """
+
+    wall: Spread
+    cpu: Spread
+    speedup: Spread
+
+
+class Stopwatch:
+    """Measures the phases of one run, one after another."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Start the first phase."""
+        self._clock = clock
+        self._start = clock()
+        self.phases: dict[str, Moment] = {}
+
+    def lap(self, phase: str) -> None:
+        """End a phase and start the next; time of a phase that comes again is added."""
+        now = self._clock()
+        passed, so_far = now.since(self._start), self.phases.get(phase, Moment(0.0, 0.0))
+        self.phases[phase] = Moment(so_far.wall + passed.wall, so_far.cpu + passed.cpu)
+        self._start = now
+
+
+Case = Callable[[Stopwatch], object]
+"""Runs once what is to be timed, and ends each of its phases with ``stopwatch.lap(name)``."""
+
+
+def read_clocks() -> Moment:
+    """Read the wall clock and the process's processor time."""
+    return Moment(time.perf_counter(), time.process_time())
+
+
+def interleaved(
+    cases: Mapping[str, Case],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    clock: Clock = read_clocks,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> dict[str, Samples]:
+    """Run every case once a round, starting each round with another case.
+
+    Args:
+        cases: by name; compilation and whatever else happens once belongs before this call or
+            into the warm-up.
+        rounds: how many rounds are measured.
+        warmup: how many rounds come before those.
+        clock: what tells the time.
+        on_round: called with the number of rounds that were measured, after each.
+
+    Returns:
+        For each case, in the order given, its samples by phase.
+
+    Raises:
+        ValueError: a case measured no phase, or not the same phases in all rounds.
+    """
+    samples: dict[str, Samples] = {name: {} for name in cases}
+    names = list(cases)
+    for number in range(-warmup, rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            stopwatch = Stopwatch(clock)
+            cases[name](stopwatch)
+            if number >= 0:
+                for phase, duration in stopwatch.phases.items():
+                    samples[name].setdefault(phase, []).append(duration)
+        if number >= 0:
+            on_round(number + 1)
+    for name, phases in samples.items():
+        if not phases or any(len(durations) != rounds for durations in phases.values()):
+            counts = {phase: len(durations) for phase, durations in phases.items()}
+            raise ValueError(
+                f"case {name!r} must end the same phases in each of the {rounds} rounds with "
+                f"stopwatch.lap(name), but the phases it ended are {counts or 'none'}"
+            )
+    return samples
+
+
+def summarise(samples: Mapping[str, Samples], phase: str, baseline: str) -> dict[str, Timing]:
+    """Summarise one phase of every case.
+
+    Args:
+        samples: from :func:`interleaved`.
+        phase: which phase.
+        baseline: the case that the speed-ups are relative to.
+
+    Raises:
+        KeyError: there is no such phase or case.
+    """
+    reference = samples[baseline][phase]
+    return {
+        name: Timing(
+            wall=Spread.of([duration.wall for duration in phases[phase]]),
+            cpu=Spread.of([duration.cpu for duration in phases[phase]]),
+            speedup=Spread.of(
+                [
+                    base.wall / duration.wall
+                    for base, duration in zip(reference, phases[phase], strict=True)
+                ]
+            ),
+        )
+        for name, phases in samples.items()
+    }

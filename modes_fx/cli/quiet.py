@@ -1,0 +1,16 @@
+"""What other libraries may say while a command shows its own progress."""
+
+import logging
+
+import transformers
+
+
+def quiet_libraries() -> None:
+    """Silence progress bars and notes of transformers and its hub, and Dynamo's on graph breaks.
+
+    Errors are still shown, and ``explain`` reports the graph breaks.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
