@@ -20,7 +20,7 @@ help: ## List the targets
 venv: $(INSTALLED) ## Install into .venv (PYTHON=python3.12, PIP_ARGS="--index-url ..." to choose)
 
 test: lint compiler ## Check style and types, then run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 demo: $(INSTALLED) compiler ## Calibrate, compile, evaluate and time the demo model (OUT=out/demo)
 	$(BIN)/modes-fx demo --out $(OUT)
