@@ -5,7 +5,7 @@ a round. Medians and quartiles over the rounds are what is reported.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,6 +133,17 @@ def interleaved(
                 f"stopwatch.lap(name), but the phases it ended are {counts or 'none'}"
             )
     return samples
+
+
+def fastest(samples: Mapping[str, Samples], phase: str, names: Sequence[str]) -> str:
+    """Return the case that is the fastest of some in a phase, by wall time.
+
+    It has the smallest median of its time relative to all of them in the same round, so that a case
+    does not win by a few quiet moments.
+    """
+    walls = np.array([[moment.wall for moment in samples[name][phase]] for name in names])
+    relative = np.median(walls / walls.mean(axis=0), axis=1)
+    return names[int(relative.argmin())]
 
 
 def summarise(samples: Mapping[str, Samples], phase: str, baseline: str) -> dict[str, Timing]:

@@ -1,6 +1,6 @@
 """Held-out questions: the full model, MoDES at each target, and simpler ways to skip as much."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,11 +24,12 @@ from modes_fx.calibration import (
 from modes_fx.calibration.baselines import Selection
 
 MODES = "MoDES"
+WITHOUT_ALPHA = "MoDES without alpha"
 SINGLE_THRESHOLD = "single threshold"
 TOP_K = "reduced top-k"
 TOP_K_RENORMALISED = "reduced top-k, renormalised"
 RANDOM = "random"
-METHODS = (MODES, SINGLE_THRESHOLD, TOP_K, TOP_K_RENORMALISED, RANDOM)
+METHODS = (MODES, WITHOUT_ALPHA, SINGLE_THRESHOLD, TOP_K, TOP_K_RENORMALISED, RANDOM)
 
 BATCH_SIZE = 60
 SKIP_TOLERANCE = 0.002
@@ -50,22 +51,23 @@ class Comparison:
 def compare_methods(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    policy: SkipPolicy,
+    policies: Mapping[str, SkipPolicy],
     questions: Sequence[Question],
     top_k: int,
     on_progress: Callable[[float], None] = lambda done: None,
 ) -> Comparison:
-    """Evaluate every method at the skip ratio that MoDES reaches on these questions.
+    """Evaluate policies as calibrated, and other methods at the skip ratio that MoDES reaches here.
 
     Args:
         model: the unmodified model; as it was again afterwards.
         processor: its processor.
-        policy: calibrated for it.
+        policies: calibrated for it, by method: the same targets and options, but for alpha.
         questions: held-out questions with their answers.
         top_k: how many experts the model gives each token.
         on_progress: called with the share that is done.
     """
     chats = [question_messages(question, with_answer=True) for question in questions]
+    policy = policies[MODES]
     with recorded_shares(model, policy) as shares:
         reference = Reference.record(model, encode_chats(processor, chats, BATCH_SIZE))
     full = reference.compare(model).correct
@@ -73,11 +75,14 @@ def compare_methods(
     steps = 2 * len(policy.targets)
     with Evaluator(model, reference, policy) as evaluator:
         for target in policy.targets:
-            modes = evaluator.measure({path: policy.theta(path, target) for path in policy.alpha})
+            methods = {
+                name: evaluator.measure({path: some.theta(path, target) for path in some.alpha})
+                for name, some in policies.items()
+            }
             plain = single_threshold(
-                evaluator, policy, shares, modes.skip_ratio, tolerance=SKIP_TOLERANCE
+                evaluator, policy, shares, methods[MODES].skip_ratio, tolerance=SKIP_TOLERANCE
             )
-            measured[target] = {MODES: modes, SINGLE_THRESHOLD: plain.measurement}
+            measured[target] = {**methods, SINGLE_THRESHOLD: plain.measurement}
             on_progress(len(measured) / steps)
     for number, methods in enumerate(measured.values(), start=1):
         skip_ratio = methods[MODES].skip_ratio

@@ -77,6 +77,4 @@ def _speed(phase: str, timings: dict[str, Timing], ours: list[str], baseline: st
     speedups = ", ".join(f"{timings[name].speedup.median:.2f}x {name}" for name in ours)
     behind = all(timings[name].speedup.median < 1 for name in ours)
     slower = " None of ours is faster at this model's size." if behind else ""
-    return (
-        f"{phase} time relative to the fastest Hugging Face case ({baseline}): {speedups}.{slower}"
-    )
+    return f"{phase}, speed over the fastest Hugging Face case ({baseline}): {speedups}.{slower}"

@@ -22,7 +22,7 @@ import modes_fx
 from modes_fx import MatchError, SkipPolicy, modes_backend
 from modes_fx.bench.demo.report import TimedCase, TimingSection
 from modes_fx.bench.demo_model import encode, heldout_questions
-from modes_fx.bench.timing import Samples, Spread, Stopwatch, interleaved, summarise
+from modes_fx.bench.timing import Samples, Stopwatch, fastest, interleaved, summarise
 
 BATCH = 8
 NEW_TOKENS = 17
@@ -113,11 +113,6 @@ def generate(model: PreTrainedModel, inputs: Inputs, *processors: LogitsProcesso
             logits_processor=LogitsProcessorList(processors),
         )
     return tokens
-
-
-def fastest(samples: Mapping[str, Samples], phase: str, names: list[str]) -> str:
-    """Return the name of the case with the smallest median wall time in a phase."""
-    return min(names, key=lambda name: Spread.of([s.wall for s in samples[name][phase]]).median)
 
 
 class PhaseMarker(LogitsProcessor):

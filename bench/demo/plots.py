@@ -17,6 +17,7 @@ from modes_fx.bench.demo.report import DemoReport, Measured
 _STYLE: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         comparison.MODES: ("#0072B2", "o"),
+        comparison.WITHOUT_ALPHA: ("#CC79A7", "D"),
         comparison.SINGLE_THRESHOLD: ("#D55E00", "s"),
         comparison.TOP_K: ("#009E73", "^"),
         comparison.TOP_K_RENORMALISED: ("#56B4E9", "v"),

@@ -1,6 +1,7 @@
-"""The demo's policy: calibrated on questions about training digits, saved, and described."""
+"""The demo's policies: calibrated on questions about training digits, saved, and described."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ def calibrate_demo(
     processor: ProcessorMixin,
     questions: Sequence[Question],
     folder: Path,
+    *,
+    alpha_exponent: float = 1.0,
 ) -> tuple[SkipPolicy, CalibrationSection]:
     """Calibrate a policy and save it; shows its own progress.
 
@@ -36,12 +39,14 @@ def calibrate_demo(
         processor: its processor.
         questions: with their answers, to calibrate on.
         folder: where the policy is saved.
+        alpha_exponent: 1 is the method; 0 does without alpha, with a threshold for each modality.
 
     Returns:
         The policy, and what the report says about it.
     """
     chats = [question_messages(question, with_answer=True) for question in questions]
-    calibration = run_calibration(model, processor, chats, TARGETS, options=OPTIONS)
+    options = replace(OPTIONS, alpha_exponent=alpha_exponent)
+    calibration = run_calibration(model, processor, chats, TARGETS, options=options)
     policy, frontier = calibration.policy, calibration.frontier
     policy.save_pretrained(folder)
     section = CalibrationSection(

@@ -79,7 +79,7 @@ class Measured(Section):
 
 
 class CalibrationSection(Section):
-    """The policy and how it was found.
+    """The policy of MoDES and how it was found.
 
     Attributes:
         policy: the folder it was saved to.
@@ -128,8 +128,8 @@ class Result(Scores):
     Attributes:
         method: its name.
         target: the skip ratio that the policy was calibrated for.
-        skip_ratio: reached on the held-out questions; the methods that MoDES is compared with are
-            set to what MoDES reached there.
+        skip_ratio: reached on the held-out questions. Methods that are not calibrated are set to
+            what MoDES reaches there.
         skip_ratio_by_modality: likewise.
         skip_ratio_by_layer: likewise, by path.
         kl: from the full model, mean over answer tokens.
@@ -210,7 +210,7 @@ class DemoReport(Section):
         graph_breaks: why there is more than one.
         tau0_max_error: the largest of ``tau0.errors``.
         tau0: the check that nothing changes when nothing is skipped.
-        calibration: the policy.
+        calibration: of the policy.
         full: the unmodified model's scores.
         results: every method at every target.
         timing: of the compiled model and its peers.

@@ -1,6 +1,6 @@
 """The demo from end to end: explain, check, calibrate, evaluate, time, report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modes_fx import ExplainReport, MatchError, SkipPolicy, explain
-from modes_fx.bench.demo.comparison import Comparison, compare_methods
+from modes_fx.bench.demo.comparison import MODES, WITHOUT_ALPHA, Comparison, compare_methods
 from modes_fx.bench.demo.environment import describe_environment
 from modes_fx.bench.demo.generation import Load, require_compiler, time_generation
 from modes_fx.bench.demo.policy import calibrate_demo
@@ -61,17 +61,17 @@ def run_demo(
         MatchError: an MoE layer of the model could not be rewritten, or there is no C++ compiler.
     """
     require_compiler()
-    steps = Steps(console, total=6)
+    steps = Steps(console, total=7)
     size = QUICK if quick else FULL
     with _one_thread():
         with steps.step("load", "Load the model"):
             model, processor = load()
         explained = _explain(steps, model, processor)
         tau0 = _check_tau0(steps, model, processor, load)
-        policy, calibration = _calibrate(steps, model, processor, size, out / "policy")
+        policies, calibration = _calibrate(steps, model, processor, size, out)
         top_k = explained.layers[0].top_k
-        compared = _compare(steps, model, processor, policy, size, top_k)
-        timing = _time(steps, load, policy, size)
+        compared = _compare(steps, model, processor, policies, size, top_k)
+        timing = _time(steps, load, policies[MODES], size)
         environment = describe_environment()
     report = DemoReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -151,27 +151,32 @@ def _check_tau0(
 
 
 def _calibrate(
-    steps: Steps, model: PreTrainedModel, processor: ProcessorMixin, size: Size, folder: Path
-) -> tuple[SkipPolicy, CalibrationSection]:
+    steps: Steps, model: PreTrainedModel, processor: ProcessorMixin, size: Size, out: Path
+) -> tuple[dict[str, SkipPolicy], CalibrationSection]:
+    questions = calibration_questions(size.calibration)
     with steps.step("calibrate", "Calibrate a policy", bar=False):
-        questions = calibration_questions(size.calibration)
-        policy, section = calibrate_demo(model, processor, questions, folder)
-    steps.say(f"policy saved to {folder}")
-    return policy, section
+        modes, section = calibrate_demo(model, processor, questions, out / "policy")
+    steps.say(f"policy saved to {section.policy}")
+    with steps.step("calibrate_without_alpha", "Calibrate one without alpha", bar=False):
+        plain, other = calibrate_demo(
+            model, processor, questions, out / "policy_without_alpha", alpha_exponent=0
+        )
+    steps.say(f"policy saved to {other.policy}")
+    return {MODES: modes, WITHOUT_ALPHA: plain}, section
 
 
 def _compare(
     steps: Steps,
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    policy: SkipPolicy,
+    policies: Mapping[str, SkipPolicy],
     size: Size,
     top_k: int,
 ) -> Comparison:
     questions = heldout_questions(size.heldout_per_kind)
     doing = f"Answer {len(questions)} held-out questions with every method"
     with steps.step("evaluate", doing) as advance:
-        compared = compare_methods(model, processor, policy, questions, top_k, advance)
+        compared = compare_methods(model, processor, policies, questions, top_k, advance)
     steps.say(f"full model: {compared.full.accuracy:.1%} right")
     return compared
 

@@ -7,6 +7,7 @@ from modes_fx.bench.timing import (
     Spread,
     Stopwatch,
     Timing,
+    fastest,
     interleaved,
     read_clocks,
     summarise,
@@ -102,3 +103,10 @@ def test_a_case_that_measures_nothing_or_something_else_each_round_is_refused(la
 def test_the_real_clocks_run_forward():
     before = read_clocks()
     assert read_clocks().since(before).wall >= 0
+
+
+def test_the_fastest_case_is_the_one_that_is_faster_within_rounds():
+    # "b" is faster in two of the three rounds, but its median time is the larger one.
+    walls = {"a": (1.0, 5.0, 2.0), "b": (3.0, 4.0, 1.9), "c": (0.1, 0.1, 0.1)}
+    samples = {name: {"total": [Moment(w, 0.0) for w in row]} for name, row in walls.items()}
+    assert fastest(samples, "total", ["a", "b"]) == "b"
