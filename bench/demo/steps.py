@@ -52,6 +52,9 @@ class Steps:
     @contextmanager
     def _bar(self, doing: str) -> Iterator[Advance]:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        shown = self._console.is_terminal
+        with Progress(
+            *columns, console=self._console, transient=True, disable=not shown
+        ) as progress:
             task = progress.add_task(doing, total=1.0)
             yield lambda done: progress.update(task, completed=done)
