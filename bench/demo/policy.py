@@ -19,7 +19,7 @@ OPTIONS = CalibrationOptions(
     # ratio below the highest target.
     special_tokens="text",
     batch_size=30,
-    data_name="questions about digits of the training split, and arithmetic",
+    data_name="the demo model's calibration questions",
     seed=0,
 )
 
