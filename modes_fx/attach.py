@@ -2,12 +2,13 @@
 
 Attaching changes no weight and no class. It adds two small buffers to every module that owns
 experts, a pre-hook there (the marker that the backend looks for), and a pre- and a post-hook on the
-model that keep the modality buffer; ``detach`` removes all of it. Both make torch capture compiled
-models anew.
+model that keep the modality buffer. Where a module loops over its experts in a way that no graph
+can hold, its ``forward`` gives way to one op that computes the same. ``detach`` undoes all of it.
+Both make torch capture compiled models anew.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +23,31 @@ from modes_fx.hooks import (
     attach_layer,
     hook_modality,
     keep_all_theta,
+    mark_input,
 )
+from modes_fx.loops import ReplacedLoop
 from modes_fx.modality import DEFAULT_MAX_TOKENS, ModalityBuffer, TokenIds
+from modes_fx.passes.loops.find import find_loops
 from modes_fx.policy import SkipPolicy
 
 
 def find_expert_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that own stacked experts, by path, in the model's order.
+    """Return the modules that own experts, by path, in the model's order.
 
-    They are found by structure: two or more parameters of their own of shape ``[E, ., .]``.
+    They are found by structure: two or more parameters of their own of shape ``[E, ., .]``, or a
+    loop over experts that can run as one op.
     """
-    found = {}
+    if is_attached(model):
+        return dict(attached(model).layers)
+    return _expert_modules(model, find_loops(model).loops)
+
+
+def _expert_modules(model: nn.Module, loops: Container[str]) -> dict[str, nn.Module]:
+    found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         stacked = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3]
-        if len(stacked) >= 2 and len(set(stacked)) == 1 and stacked[0] > 1:
+        in_stack = len(stacked) >= 2 and len(set(stacked)) == 1 and stacked[0] > 1
+        if path in loops or (in_stack and not any(path.startswith(f"{p}.") for p in found)):
             found[path] = module
     return found
 
@@ -68,11 +80,15 @@ def attach(
     wrapper, model = model, _inside(model)
     if is_attached(model):
         raise ValueError("the model is attached already: call modes_fx.detach(model) first")
-    layers = find_expert_modules(model)
+    found = find_loops(model)
+    layers = _expert_modules(model, found.loops)
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no MoE layer to skip experts in: no module owns two "
-            "or more stacked expert weights of shape [E, ., .]"
+            "or more stacked expert weights of shape [E, ., .], or loops over experts"
+            + "".join(
+                f"; {path} was left as it is, because {why}" for path, why in found.left.items()
+            )
         )
     if policy is not None:
         policy.check_model(model)
@@ -91,7 +107,12 @@ def attach(
     )
     setattr(model, ATTACHMENT, attachment)
     for path, layer in layers.items():
-        attach_layer(path, layer, gate, count_pairs, attachment.handles)
+        attach_layer(path, layer, gate, count_pairs)
+        if path in found.loops:
+            attachment.loops[path] = ReplacedLoop(layer, found.loops[path])
+        else:
+            attachment.handles.append(mark_input(layer))
+    attachment.left.update(found.left)
     hook_modality(model, attachment, token_ids)
     set_thetas(model, thetas)
     _forget_captures()
@@ -173,6 +194,8 @@ def detach(model: nn.Module) -> nn.Module:
     attachment = attached(model)
     for handle in attachment.handles:
         handle.remove()
+    for loop in attachment.loops.values():
+        loop.remove()
     for layer in attachment.layers.values():
         for name in (THETA, COUNTS, GATE):
             delattr(layer, name)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 
 from modes_fx.attach import attach, attached, detach, is_attached, pair_counts
 from modes_fx.backend import BackendOptions, CompiledGraph, compile_graph
+from modes_fx.hooks import Attachment
 from modes_fx.passes.report import LayerReport
 from modes_fx.vocabulary import Modality
 
@@ -94,7 +95,7 @@ def _explain(model: nn.Module, inputs: dict[str, Any], counted: bool) -> Explain
         torch.compile(model, backend=record)(**inputs)
     breaks = counters["graph_break"] - breaks_before
     reports = [report for capture in captures for report in capture]
-    layers = tuple(_worst(reports, attached(model).layers))
+    layers = tuple(_with_loops(_worst(reports, attached(model).layers), attached(model)))
     return ExplainReport(
         layers=layers,
         graphs=len(captures),
@@ -121,6 +122,17 @@ def _worst(reports: Sequence[LayerReport], paths: Iterable[str]) -> Iterable[Lay
         left = [report for report in of_layer if report.status != "rewritten"]
         unseen = LayerReport(path, "refused", reason="no captured graph contains it")
         yield (left or of_layer or [unseen])[0]
+
+
+def _with_loops(reports: Iterable[LayerReport], attachment: Attachment) -> Iterable[LayerReport]:
+    """Add what only attach knows: how exactly loops were proved, and why others were left."""
+    for report in reports:
+        loop = attachment.loops.get(report.path)
+        if loop is not None and report.status == "rewritten":
+            report = replace(report, max_error=loop.max_error)
+        yield report
+    for path, reason in attachment.left.items():
+        yield LayerReport(path, "refused", form="loop", reason=reason)
 
 
 def _tokens_by_modality(model: nn.Module, layers: Sequence[LayerReport]) -> dict[str, int]:

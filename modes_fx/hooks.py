@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,18 @@ class GateOptions:
     modality: ModalityBuffer
 
 
+class Replacement(Protocol):
+    """What stands in the place of a module's own ``forward``."""
+
+    max_error: float
+
+    def check(self) -> None:
+        """Raise where the model was changed so that it no longer holds."""
+
+    def remove(self) -> None:
+        """Give the module its own ``forward`` back."""
+
+
 @dataclass
 class Attachment:
     """What ``attach`` put on a model.
@@ -50,6 +62,8 @@ class Attachment:
         layers: the modules that own experts, by path.
         modality: the modality of the tokens of the call in flight.
         handles: the hooks to remove.
+        loops: the expert loops that run as one op, by path.
+        left: why other modules that loop over experts were left as they are, by path.
         in_flight: held during a call, because two calls would share the modality buffer.
         caller: the thread that made the call in flight.
         call: what ends with the call in flight.
@@ -60,6 +74,8 @@ class Attachment:
     layers: Mapping[str, nn.Module]
     modality: ModalityBuffer
     handles: list[RemovableHandle] = field(default_factory=list)
+    loops: dict[str, Replacement] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
     in_flight: threading.Lock = field(default_factory=threading.Lock)
     caller: int | None = None
     call: ExitStack = field(default_factory=ExitStack)
@@ -76,14 +92,8 @@ def keep_all_theta() -> Tensor:
     return theta
 
 
-def attach_layer(
-    path: str,
-    layer: nn.Module,
-    gate: GateOptions,
-    count_pairs: bool,
-    handles: list[RemovableHandle],
-) -> None:
-    """Put thresholds, counters and the marker on a module that owns experts."""
+def attach_layer(path: str, layer: nn.Module, gate: GateOptions, count_pairs: bool) -> None:
+    """Put thresholds and counters on a module that owns experts."""
     device = next(layer.parameters()).device
     counted = len(Modality) if count_pairs else 0
     with torch.inference_mode(False):
@@ -94,10 +104,19 @@ def attach_layer(
     layer.register_buffer(THETA, theta, persistent=False)
     layer.register_buffer(COUNTS, counts, persistent=False)
     setattr(layer, GATE, gate)
-    handles.append(layer.register_forward_pre_hook(_mark, with_kwargs=True))
 
 
-def _mark(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def mark_input(layer: nn.Module) -> RemovableHandle:
+    """Put the marker in front of a module that owns experts."""
+    return layer.register_forward_pre_hook(_mark_first, with_kwargs=True)
+
+
+def mark(layer: nn.Module, value: Tensor) -> Tensor:
+    """Return a value of an attached layer's tokens behind a marker that carries its gate.
+
+    Raises:
+        RuntimeError: the model was converted after it was attached.
+    """
     theta = getattr(layer, THETA)
     if theta.dtype != torch.float32:
         raise RuntimeError(
@@ -105,18 +124,23 @@ def _mark(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
             "attached: detach, convert the model, then attach again"
         )
     gate: GateOptions = getattr(layer, GATE)
-    name = None if args else next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-    x = args[0] if name is None else kwargs[name]
-    marked = torch.ops.modes_fx.marker(
-        x,
+    marked: Tensor = torch.ops.modes_fx.marker(
+        value,
         theta,
-        *gate.modality.on(x.device),
+        *gate.modality.on(value.device),
         getattr(layer, COUNTS),
         gate.share,
         gate.kept_mass_exponent,
         gate.min_k,
     )
-    return ((marked, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: marked})
+    return marked
+
+
+def _mark_first(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args:
+        return (mark(layer, args[0]), *args[1:]), kwargs
+    name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+    return args, {**kwargs, name: mark(layer, kwargs[name])}
 
 
 def hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds) -> None:
@@ -131,6 +155,8 @@ def hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds)
             return args[position] if position < len(args) else kwargs.get(name)
 
         attachment.call = _begin_call(attachment)
+        for replacement in attachment.loops.values():
+            replacement.check()
         modality = kwargs.get("modality")
         input_ids, embeddings = argument("input_ids"), argument("inputs_embeds")
         if input_ids is None and modality is None:

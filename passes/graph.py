@@ -84,7 +84,7 @@ def stacked_weight(node: Node) -> tuple[Node, bool] | None:
     """
     transposed = False
     while node.target in TRANSPOSE_OPS or node.target in VIEW_OPS:
-        transposed ^= _swaps_last_two(node)
+        transposed ^= len(shape(node) or ()) == 3 and swaps_last_two(node, 3)
         node = node.all_input_nodes[0]
     dimensions = shape(node)
     if is_weight(node) and dimensions is not None and len(dimensions) == 3:
@@ -115,12 +115,14 @@ def between(end: Node, boundary: Iterable[Node]) -> list[Node]:
     return [node for node in end.graph.nodes if node in found]
 
 
-def _swaps_last_two(node: Node) -> bool:
-    if node.target not in TRANSPOSE_OPS:
-        return False
-    before, after = shape(node.all_input_nodes[0]), shape(node)
-    if before is None or after is None or len(before) != 3:
-        return False
+def swaps_last_two(node: Node, rank: int) -> bool:
+    """Return whether a node transposes the matrices of a tensor of ``rank`` dimensions."""
+    if node.target is aten.t.default:
+        return rank == 2
+    last = [rank - 2, rank - 1]
     if node.target is aten.transpose.int:
-        return {dim % 3 for dim in node.args[1:]} == {1, 2}  # type: ignore[operator]
-    return list(node.args[1]) in ([0, 2, 1], [0, -1, -2])  # type: ignore[arg-type]
+        return sorted(dim % rank for dim in node.args[1:]) == last  # type: ignore[operator]
+    if node.target is aten.permute.default:
+        order = [dim % rank for dim in node.args[1]]  # type: ignore[operator, union-attr]
+        return order == [*range(rank - 2), *reversed(last)]
+    return False

@@ -28,6 +28,8 @@ class Pattern(ABC):
     """One dispatch form."""
 
     name: ClassVar[str]
+    proved: ClassVar[bool] = False
+    """Whether its regions were proved right before they were captured."""
 
     @abstractmethod
     def find(self, graph: Graph) -> list[Candidate]:
@@ -63,6 +65,7 @@ class Pattern(ABC):
             params=tuple(lifter.params),
             body=body,
             num_experts=num_experts,
+            skipped_id=num_experts,
         )
         check_enclosed(region.gemms, region.nodes, out)
         return region

@@ -15,13 +15,14 @@ from torch.fx.node import map_arg
 from modes_fx.passes import graph as g
 from modes_fx.passes.batched_mm import BatchedMM
 from modes_fx.passes.grouped_mm import GroupedMM
+from modes_fx.passes.loops.op import LoopOp
 from modes_fx.passes.pattern import Pattern
 from modes_fx.passes.region import Candidate, NoMatchError, Region
 from modes_fx.passes.report import LayerReport
 from modes_fx.passes.rewrite import find_marker, remove_markers, resolve_gate, rewrite
 from modes_fx.passes.verify import verify
 
-PATTERNS: Sequence[Pattern] = (GroupedMM(), BatchedMM())
+PATTERNS: Sequence[Pattern] = (GroupedMM(), BatchedMM(), LoopOp())
 
 
 def rewrite_graph(
@@ -78,18 +79,18 @@ def _one_layer(
             _check_tokens(region, inputs.get(gate.tokens))
     except NoMatchError as failure:
         return LayerReport(path, "refused", form=candidate.form, reason=str(failure))
-    if not _has_real_weights(region, inputs):
+    if not pattern.proved and not _has_real_weights(region, inputs):
         reason = "its weights are not real tensors, so the match could not be proved"
         return _describe(region, path, "unverified", reason, gated=gate is not None)
     signature = _signature(region)
     try:
-        if signature not in verified:
+        if signature not in verified and not pattern.proved:
             verified[signature] = verify(region, inputs)
     except NoMatchError as failure:
         return _describe(region, path, "refused", str(failure), gated=gate is not None)
     rewrite(module.graph, region, gate)
     return _describe(
-        region, path, "rewritten", "", gated=gate is not None, max_error=verified[signature]
+        region, path, "rewritten", "", gated=gate is not None, max_error=verified.get(signature)
     )
 
 

@@ -69,6 +69,7 @@ class Region:
         params: graph inputs that the body reads.
         body: what an expert computes.
         num_experts: E.
+        skipped_id: the expert id that a skipped pair gets; none of the experts' own.
     """
 
     form: str
@@ -80,6 +81,7 @@ class Region:
     params: tuple[Node, ...]
     body: Body
     num_experts: int
+    skipped_id: int
 
     @property
     def nodes(self) -> list[Node]:

@@ -1,5 +1,6 @@
 """Replace a region by ``modes_fx::gate`` and ``modes_fx::experts``, and consume markers."""
 
+from math import prod
 from operator import getitem
 from typing import Any, NamedTuple
 
@@ -30,18 +31,19 @@ class GateArguments(NamedTuple):
 
 
 def find_marker(region: Region) -> Node | None:
-    """Return the marker in front of a region; None where the model is not attached.
+    """Return the marker of a region; None where the model is not attached.
+
+    It stands in front of the experts' input, or of their combine weights.
 
     Raises:
         NoMatchError: the marker saw other tokens than the region computes.
     """
-    node = g.through_views(region.x)
-    if node.target is not MARKER:
+    sources = (g.through_views(node) for node in (region.x, region.weight))
+    node = next((source for source in sources if source.target is MARKER), None)
+    if node is None:
         return None
-    seen, tokens = g.shape(node) or (), (g.shape(region.x) or (0,))[0]
-    marked = 1
-    for size in seen[:-1]:
-        marked *= size
+    tokens = (g.shape(region.x) or (0,))[0]
+    marked = prod((g.shape(node) or ())[:-1])
     if marked != tokens:
         raise NoMatchError(f"its experts see {tokens} tokens, its marker {marked}", node)
     return node
@@ -79,7 +81,7 @@ def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
                     gate.modality,
                     gate.tokens,
                     gate.theta,
-                    region.num_experts,
+                    region.skipped_id,
                     gate.share,
                     gate.kept_mass_exponent,
                     gate.min_k,
@@ -87,8 +89,11 @@ def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
             )
             index = graph.call_function(getitem, (kept, 0))
             weight = graph.call_function(getitem, (kept, 1))
+            if region.weight.target is MARKER:
+                # What else is computed from the weights must not see those of skipped pairs either.
+                region.weight.replace_all_uses_with(weight, lambda user: user is not kept)
             if (g.shape(gate.counts) or (0,))[0]:
-                counting = (gate.counts, index, gate.modality, region.num_experts)
+                counting = (gate.counts, index, gate.modality, region.skipped_id)
                 graph.call_function(COUNT_PAIRS, counting)
         result = graph.call_function(
             EXPERTS,

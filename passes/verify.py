@@ -16,16 +16,11 @@ from torch.fx.node import map_arg
 
 from modes_fx.kernels import compact, reference
 from modes_fx.passes import graph as g
+from modes_fx.passes.agreement import check_agreement
 from modes_fx.passes.region import NoMatchError, Region
-
-FP32_TOLERANCE = 1e-5
-"""Largest error allowed, as a fraction of the largest output."""
 
 ENOUGH_PAIRS = 64
 """Where a call has fewer pairs, several draws are compared: one may agree by accident."""
-
-ROUNDING_MARGIN = 1.25
-"""In low precision: how much further from a float32 run the rewrite may be than the original."""
 
 
 def verify(region: Region, inputs: Mapping[Node, Any]) -> float:
@@ -61,16 +56,12 @@ def _compare(region: Region, inputs: Mapping[Node, Any], seed: int) -> float:
         choice = index.masked_fill(skip, region.num_experts)
         args = (choice, weight, params, region.body, region.num_experts)
         rewritten = compact.experts(x, *args)
-        if rewritten.shape != original.shape:
-            raise NoMatchError(
-                f"its rewrite gives {tuple(rewritten.shape)}, not {tuple(original.shape)}"
-            )
-        error = _error(original, rewritten)
-        if not _agree(original, rewritten, lambda args=args: reference.experts(x.float(), *args)):
-            raise NoMatchError(
-                f"its rewrite gives other numbers: relative error {error:.2e} with "
-                f"{int(skip.sum())} of {skip.numel()} pairs skipped"
-            )
+        error = check_agreement(
+            original,
+            rewritten,
+            lambda args=args: reference.experts(x.float(), *args),  # type: ignore[misc]
+            f"{int(skip.sum())} of {skip.numel()} pairs skipped",
+        )
         largest = max(largest, error)
     return largest
 
@@ -109,20 +100,3 @@ def _run(
             values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     result: Tensor = values[region.out]
     return result
-
-
-def _agree(original: Tensor, rewritten: Tensor, exact: Any) -> bool:
-    if _error(original, rewritten) <= FP32_TOLERANCE:
-        return True
-    if original.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    truth = exact()
-    distance = [(value.float() - truth).norm() for value in (original, rewritten)]
-    return bool(distance[1] <= ROUNDING_MARGIN * distance[0])
-
-
-def _error(original: Tensor, rewritten: Tensor) -> float:
-    difference = (original.float() - rewritten.float()).abs().max()
-    scale = original.float().abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    error = float(difference / scale)
-    return error if error == error else float("inf")

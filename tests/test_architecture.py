@@ -31,6 +31,7 @@ LAYERS = {
     "modes_fx.ops": 2,
     "modes_fx.passes": 3,
     "modes_fx.hooks": 4,
+    "modes_fx.loops": 4,
     "modes_fx.attach": 4,
     "modes_fx.backend": 4,
     "modes_fx.explain": 4,

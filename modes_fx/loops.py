@@ -1,0 +1,98 @@
+"""Put an expert loop into a form that can be captured, and take it out again.
+
+The module keeps its class, its parameters and their values; its ``forward`` gives way to one call
+of ``modes_fx::experts``. Experts that own their weights each by itself share one stacked tensor
+from then on, of which their parameters are views: memory holds the weights once.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from modes_fx.hooks import mark
+from modes_fx.passes.loops.experts import ExpertLoop
+from modes_fx.passes.loops.stacks import SeparateStack, Stack, stacked
+
+
+class ReplacedLoop:
+    """A loop that runs as one op until it is removed.
+
+    Attributes:
+        module: the module that owns the experts.
+        loop: what it computes.
+        max_error: the largest relative error found when it was verified.
+    """
+
+    def __init__(self, module: nn.Module, loop: ExpertLoop) -> None:
+        """Replace the module's ``forward``."""
+        self.module, self.loop, self.max_error = module, loop, loop.max_error
+        self._params = [_share_storage(stack, module) for stack in loop.stacks]
+        self._own_forward = module.__dict__.get("forward")
+        module.forward = _forward(module, loop, self._params)
+
+    def check(self) -> None:
+        """Check that the experts still are what was stacked.
+
+        Raises:
+            RuntimeError: the model was moved or converted since.
+        """
+        for stack, param in zip(self.loop.stacks, self._params, strict=True):
+            if param is not None and not _shares_storage(stack, self.module, param):
+                raise RuntimeError(
+                    f"the experts of {type(self.module).__name__} were moved or converted after "
+                    "the model was attached: detach, move or convert the model, then attach again"
+                )
+
+    def remove(self) -> None:
+        """Give the module its own ``forward`` and its experts their own storage again."""
+        if self._own_forward is None:
+            del self.module.forward
+        else:
+            self.module.forward = self._own_forward
+        for stack in self.loop.stacks:
+            if isinstance(stack, SeparateStack):
+                for name in stack.names:
+                    parameter = self.module.get_parameter(name)
+                    parameter.data = parameter.data.clone()
+
+
+def _forward(
+    module: nn.Module, loop: ExpertLoop, params: list[Tensor | None]
+) -> Callable[..., Tensor]:
+    original = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        given = [*args, *(kwargs[name] for name in loop.names[len(args) :])]
+        x, choice, weight = (given[position] for position in loop.order)
+        if x.dim() not in loop.ranks:
+            warnings.warn(
+                f"{type(module).__name__} was called with x of {x.dim()} dimensions, which could "
+                f"not be proved for its rewrite: its own loop runs and computes every expert",
+                stacklevel=2,
+            )
+            return original(*args, **kwargs)
+        stacks = [
+            stacked(stack, module) if param is None else param
+            for stack, param in zip(loop.stacks, params, strict=True)
+        ]
+        return loop.run(x, loop.index(choice), mark(module, weight), stacks)
+
+    return forward
+
+
+def _share_storage(stack: Stack, module: nn.Module) -> Tensor | None:
+    """Stack parameters that are apart and make them views of the stack; None for a single one."""
+    if not isinstance(stack, SeparateStack):
+        return None
+    whole = stacked(stack, module)
+    for name, part in zip(stack.names, whole, strict=True):
+        module.get_parameter(name).data = part
+    return whole
+
+
+def _shares_storage(stack: Stack, module: nn.Module, whole: Tensor) -> bool:
+    assert isinstance(stack, SeparateStack)
+    first = module.get_parameter(stack.names[0])
+    return first.data_ptr() == whole.data_ptr() and first.dtype == whole.dtype

@@ -1,0 +1,177 @@
+"""Lift what one expert computes out of a trace of a loop (see ``modes_fx.kernels.epilogue``).
+
+The run had real numbers, so rows are recognised by value: a tensor whose rows are tokens is ``x``,
+a column that holds the combine weights of those tokens is ``w``.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from modes_fx.kernels.epilogue import ATEN_WHITELIST, MATMUL, Body
+from modes_fx.passes import graph as g
+from modes_fx.passes.loops.stacks import ExpertWeight, Stack
+from modes_fx.passes.loops.trace import Trace
+from modes_fx.passes.region import NoMatchError
+from modes_fx.passes.rows import RowLifter, functional_name
+
+aten = torch.ops.aten
+
+GEMM_OPS = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default})
+
+
+class Routing(NamedTuple):
+    """The routing of the traced run.
+
+    Attributes:
+        x: ``[T, H]`` the experts' input.
+        topk_index: ``[T, K]`` integer.
+        topk_weight: ``[T, K]`` combine weights.
+    """
+
+    x: Tensor
+    topk_index: Tensor
+    topk_weight: Tensor
+
+
+class LiftedExperts(NamedTuple):
+    """What the experts of a loop compute.
+
+    Attributes:
+        body: of one expert.
+        stacks: the body's parameters, by number.
+        ends: the last node of each expert that the run hit that is still computed row by row.
+    """
+
+    body: Body
+    stacks: tuple[Stack, ...]
+    ends: tuple[Node, ...]
+
+
+def expert_gemms(trace: Trace, weights: Mapping[Node, ExpertWeight]) -> dict[Node, int]:
+    """Return the GEMMs of a trace that multiply rows by the weight of one expert, and whose."""
+    return {
+        node: weights[node.args[-1]].expert
+        for node in trace.graph.nodes
+        if node.target in GEMM_OPS and node.args[-1] in weights
+    }
+
+
+def lift_experts(
+    gemms: Mapping[Node, int], weights: Mapping[Node, ExpertWeight], routing: Routing
+) -> LiftedExperts:
+    """Lift every expert that the run hit, and check that all compute the same.
+
+    Raises:
+        NoMatchError: they do not, or something in an expert is no operation of the whitelist.
+    """
+    last_gemm = {expert: gemm for gemm, expert in gemms.items()}
+    lifted = [_lift_one(expert, gemm, weights, routing) for expert, gemm in last_gemm.items()]
+    if any((one.body, one.stacks) != (lifted[0].body, lifted[0].stacks) for one in lifted):
+        listed = ", ".join(map(str, last_gemm))
+        raise NoMatchError(f"its experts {listed} do not all compute the same")
+    body, stacks, _ = lifted[0]
+    return LiftedExperts(body, stacks, tuple(end for one in lifted for end in one.ends))
+
+
+def _lift_one(
+    expert: int, gemm: Node, weights: Mapping[Node, ExpertWeight], routing: Routing
+) -> LiftedExperts:
+    """Lift as much as can be said row by row behind an expert's last GEMM."""
+    for end in reversed(_rows_from(gemm)):
+        try:
+            return LiftedExperts(*_ExpertLifter(weights, routing, expert).lift(end), (end,))
+        except NoMatchError as error:
+            failure = error
+    raise failure
+
+
+def _rows_from(gemm: Node) -> list[Node]:
+    """Return a GEMM and what follows it as long as only its rows may matter."""
+    rows, chain = (g.shape(gemm) or (0, 0))[-2], [gemm]
+    while len(chain[-1].users) == 1:
+        (user,) = chain[-1].users
+        row_wise = functional_name(user) in ATEN_WHITELIST or user.target in g.VIEW_OPS
+        if not row_wise or rows not in (g.shape(user) or ())[:-1]:
+            break
+        chain.append(user)
+    return chain
+
+
+class _ExpertLifter(RowLifter):
+    def __init__(self, weights: Mapping[Node, ExpertWeight], routing: Routing, expert: int) -> None:
+        super().__init__()
+        self._weights, self._routing, self._expert = weights, routing, expert
+        self._stacks: list[Stack] = []
+        self._token: Tensor | None = None
+
+    def lift(self, end: Node) -> tuple[Body, tuple[Stack, ...]]:
+        self._find_tokens(end)
+        result = self._value(end)
+        if not any("w" in step.args for step in self._steps):
+            self._step("aten.mul.Tensor", (result, "w"))
+        return Body((True,) * len(self._stacks), tuple(self._steps)), tuple(self._stacks)
+
+    def _leaf(self, node: Node) -> str | None:
+        if node in self._weights:
+            return self._param(self._weights[node])
+        if self._is_tokens(node):
+            return "x"
+        if self._is_combine_weight(node):
+            return "w"
+        return self._gemm(node) if node.target in GEMM_OPS else None
+
+    def _find_tokens(self, end: Node) -> None:
+        """Remember which tokens the rows are: the nearest rows of x say so."""
+        pending, seen = [end], {end}
+        for node in pending:
+            if self._is_tokens(node):
+                return
+            sources = [n for n in node.all_input_nodes if n not in seen and n not in self._weights]
+            seen.update(sources)
+            pending.extend(sources)
+        raise NoMatchError(f"its expert {self._expert} reads no rows of x", end)
+
+    def _is_tokens(self, node: Node) -> bool:
+        """Tell whether a node's rows are all tokens, and remember which."""
+        rows, x = node.meta["val"], self._routing.x
+        if not isinstance(rows, Tensor) or rows.dim() < 2 or rows.shape[-1:] != x.shape[-1:]:
+            return False
+        same = (rows.reshape(-1, 1, x.shape[-1]) == x).all(-1)
+        if not len(same) or not bool(same.any(-1).all()):
+            return False
+        self._token = same.int().argmax(-1)
+        return True
+
+    def _is_combine_weight(self, node: Node) -> bool:
+        column = node.meta["val"]
+        if self._token is None or not isinstance(column, Tensor):
+            return False
+        of_expert = self._routing.topk_index[self._token] == self._expert
+        wanted = (self._routing.topk_weight[self._token] * of_expert).sum(-1)
+        return column.shape.numel() == len(wanted) and torch.equal(
+            column.reshape(-1).to(wanted.dtype), wanted
+        )
+
+    def _param(self, weight: ExpertWeight) -> str:
+        if weight.expert != self._expert:
+            raise NoMatchError(f"its expert {self._expert} uses a weight of {weight.expert}")
+        if weight.stack not in self._stacks:
+            self._stacks.append(weight.stack)
+        return f"p{self._stacks.index(weight.stack)}"
+
+    def _gemm(self, node: Node) -> str:
+        *bias, rows, matrix = node.args
+        if matrix not in self._weights or node.kwargs:
+            raise NoMatchError("its experts multiply by something that is not their weight", node)
+        weight = self._weights[matrix]  # type: ignore[index]
+        result = self._step(
+            MATMUL,
+            (self._value(rows), self._param(weight), weight.transposed),  # type: ignore[arg-type]
+        )
+        if not bias:
+            return result
+        return self._step("aten.add.Tensor", (result, self._value(bias[0])))  # type: ignore[arg-type]
