@@ -1,5 +1,6 @@
 """explain: what the backend would do to a model, layer by layer, and why."""
 
+import inspect
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch._dynamo.utils import counters
 from modes_fx.attach import attach, attached, detach, is_attached, pair_counts
 from modes_fx.backend import BackendOptions, CompiledGraph, compile_graph
 from modes_fx.hooks import Attachment
-from modes_fx.passes.report import LayerReport
+from modes_fx.passes.report import STAGES, LayerReport
 from modes_fx.vocabulary import Modality
 
 
@@ -25,6 +26,8 @@ class ExplainReport:
         layers: one report for each MoE layer; of several captures the one that went worst.
         graphs: how many graphs Dynamo captured.
         graph_breaks: why it captured more than one, most frequent first.
+        recompiles: how many of the graphs are of code that had been captured already, for other
+            shapes or another layer.
         tokens: tokens of the call by modality name, padding left out; empty where the model was
             attached already, because its counters are not to be changed.
     """
@@ -32,6 +35,7 @@ class ExplainReport:
     layers: tuple[LayerReport, ...]
     graphs: int
     graph_breaks: tuple[str, ...]
+    recompiles: int
     tokens: dict[str, int]
 
     @property
@@ -39,28 +43,56 @@ class ExplainReport:
         """How many MoE layers are rewritten."""
         return sum(layer.status == "rewritten" for layer in self.layers)
 
+    @property
+    def unverified(self) -> int:
+        """How many MoE layers match, but had no real weights to prove it on."""
+        return sum(layer.status == "unverified" for layer in self.layers)
+
+    @property
+    def vision_seen(self) -> bool | None:
+        """Whether the call had vision tokens; None where its tokens were not counted."""
+        return Modality.VISION.label in self.tokens if self.tokens else None
+
     def to_json(self) -> str:
         """Return the report for tools."""
-        return json.dumps({"matched": self.matched, **asdict(self)}, indent=2)
+        derived = {
+            "matched": self.matched,
+            "unverified": self.unverified,
+            "vision_seen": self.vision_seen,
+        }
+        return json.dumps({**derived, **asdict(self)}, indent=2)
 
     def __str__(self) -> str:
         """Return the report for people."""
-        seen = ", ".join(f"{count} {name}" for name, count in self.tokens.items()) or "not counted"
-        lines = [
-            f"{self.matched} of {len(self.layers)} MoE layers rewritten; {self.graphs} graphs; "
-            f"tokens: {seen}",
-            *(_line(layer) for layer in self.layers),
-        ]
+        lines = [self.summary(), *(_line(layer) for layer in self.layers)]
         if self.graph_breaks:
             lines += ["graph breaks:", *(f"  {reason}" for reason in self.graph_breaks)]
         return "\n".join(lines)
+
+    def summary(self) -> str:
+        """Return what became of the layers, the graphs and the tokens, in one line."""
+        matched = f"{self.matched} of {len(self.layers)} MoE layers rewritten"
+        if self.unverified:
+            matched += f", {self.unverified} match unverified"
+        return (
+            f"{matched}; graphs captured: {self.graphs}, {self.recompiles} of them recompiles; "
+            f"{self.describe_tokens()}"
+        )
+
+    def describe_tokens(self) -> str:
+        """Return how many tokens of each modality the call had, in words."""
+        if not self.tokens:
+            return "tokens not counted"
+        counts = ", ".join(f"{count} {name}" for name, count in self.tokens.items())
+        return f"tokens: {counts}" if self.vision_seen else f"tokens: {counts}, no vision"
 
 
 def explain(model: nn.Module, **inputs: Any) -> ExplainReport:
     """Call a model once through the passes and report on every MoE layer.
 
     The model is left as it was: where it is not attached, it is attached for this call only. What
-    torch has captured so far is captured again when it is next needed.
+    torch has captured so far is captured again when it is next needed. A model on the meta device
+    (built from a config alone) is called without a cache; its layers are unverified at best.
 
     Args:
         model: a transformers model, attached or not.
@@ -84,12 +116,18 @@ def explain(model: nn.Module, **inputs: Any) -> ExplainReport:
 
 def _explain(model: nn.Module, inputs: dict[str, Any], counted: bool) -> ExplainReport:
     captures: list[Sequence[LayerReport]] = []
+    recompiles = 0
 
     def record(module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> CompiledGraph:
+        nonlocal recompiles
+        capture = torch._guards.CompileContext.current_compile_id()
+        recompiles += capture is not None and bool(capture.frame_compile_id)
         return compile_graph(
             module, example_inputs, BackendOptions(compiler="eager"), captures.append
         )
 
+    if on_meta := _is_on_meta(model):
+        inputs = _meta_inputs(model, inputs)
     breaks_before = counters["graph_break"].copy()
     with torch.no_grad(), _uncompiled(model):
         torch.compile(model, backend=record)(**inputs)
@@ -100,8 +138,25 @@ def _explain(model: nn.Module, inputs: dict[str, Any], counted: bool) -> Explain
         layers=layers,
         graphs=len(captures),
         graph_breaks=tuple(_first_line(reason) for reason, _ in breaks.most_common()),
-        tokens=_tokens_by_modality(model, layers) if counted else {},
+        recompiles=recompiles,
+        tokens=_tokens_by_modality(model, layers) if counted and not on_meta else {},
     )
+
+
+def _is_on_meta(model: nn.Module) -> bool:
+    return any(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+def _meta_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    moved = {
+        name: value.to("meta") if isinstance(value, torch.Tensor) else value
+        for name, value in inputs.items()
+    }
+    parameters = inspect.signature(model.forward).parameters
+    if "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        # Dynamo cannot follow the empty tensors that a cache starts from on the meta device.
+        moved.setdefault("use_cache", False)
+    return moved
 
 
 @contextmanager
@@ -118,10 +173,20 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
 
 def _worst(reports: Sequence[LayerReport], paths: Iterable[str]) -> Iterable[LayerReport]:
     for path in paths:
-        of_layer = [report for report in reports if report.path == path]
-        left = [report for report in of_layer if report.status != "rewritten"]
+        of_layer = {
+            report.status: report
+            for report in sorted(reports, key=_progress)
+            if report.path == path
+        }
         unseen = LayerReport(path, "refused", reason="no captured graph contains it")
-        yield (left or of_layer or [unseen])[0]
+        found = (of_layer.get(status) for status in ("refused", "unverified", "rewritten"))
+        yield next(filter(None, found), unseen)
+
+
+def _progress(layer: LayerReport) -> int:
+    """Return how far matching came with a layer."""
+    miss = layer.nearest_miss
+    return len(STAGES) if miss is None else STAGES.index(miss.stage)
 
 
 def _with_loops(reports: Iterable[LayerReport], attachment: Attachment) -> Iterable[LayerReport]:
@@ -148,12 +213,19 @@ def _tokens_by_modality(model: nn.Module, layers: Sequence[LayerReport]) -> dict
 def _line(layer: LayerReport) -> str:
     shape = (
         f"{layer.form}, {layer.num_experts} experts, top-{layer.top_k}, H {layer.hidden_size}, "
-        f"I {layer.intermediate_size}"
+        f"I {layer.intermediate_size}, router {describe_router(layer)}"
         if layer.form and layer.num_experts
         else layer.form or "no dispatch found"
     )
     outcome = f"verified to {layer.max_error:.1e}" if layer.max_error is not None else layer.reason
-    return f"  {layer.path}: {layer.status} ({shape}): {outcome}"
+    miss = f" [{layer.nearest_miss}]" if layer.nearest_miss else ""
+    return f"  {layer.path}: {layer.status} ({shape}): {outcome}{miss}"
+
+
+def describe_router(layer: LayerReport) -> str:
+    """Return where a layer's combine weights come from, in words."""
+    ops = layer.router or "outside this graph"
+    return f"{ops} ({layer.router_weight})" if layer.router_weight else ops
 
 
 def _first_line(reason: str) -> str:

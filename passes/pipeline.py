@@ -5,6 +5,7 @@ Works on a functional ATen graph without decompositions, so that activations are
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from modes_fx.passes.grouped_mm import GroupedMM
 from modes_fx.passes.loops.op import LoopOp
 from modes_fx.passes.pattern import Pattern
 from modes_fx.passes.region import Candidate, NoMatchError, Region
-from modes_fx.passes.report import LayerReport
+from modes_fx.passes.report import LayerReport, NearestMiss, Stage
 from modes_fx.passes.rewrite import find_marker, remove_markers, resolve_gate, rewrite
+from modes_fx.passes.router import RouterOrigin, router_origin
 from modes_fx.passes.verify import verify
 
 PATTERNS: Sequence[Pattern] = (GroupedMM(), BatchedMM(), LoopOp())
@@ -72,26 +74,37 @@ def _one_layer(
     path = _owner(names.get(candidate.gemms[0].weight, ""))
     try:
         region = pattern.check(candidate)
+    except NoMatchError as failure:
+        miss = NearestMiss(pattern.name, "cut", failure.node)
+        return LayerReport(path, "refused", pattern.name, str(failure), nearest_miss=miss)
+    described = _describe(region, path, router_origin(region.index, region.weight, names))
+    stage: Stage = "gate"
+    try:
         marker = find_marker(region)
         gate = resolve_gate(marker, region) if marker is not None else None
         if gate is not None:
-            path = _owner(names.get(gate.theta, "")) or path
+            described = _placed(described, _owner(names.get(gate.theta, "")))
             _check_tokens(region, inputs.get(gate.tokens))
-    except NoMatchError as failure:
-        return LayerReport(path, "refused", form=candidate.form, reason=str(failure))
-    if not pattern.proved and not _has_real_weights(region, inputs):
-        reason = "its weights are not real tensors, so the match could not be proved"
-        return _describe(region, path, "unverified", reason, gated=gate is not None)
-    signature = _signature(region)
-    try:
+        if not pattern.proved and not _has_real_weights(region, inputs):
+            reason = "its weights are not real tensors, so the match could not be proved"
+            return replace(described, status="unverified", reason=reason)
+        stage, signature = "proof", _signature(region)
         if signature not in verified and not pattern.proved:
             verified[signature] = verify(region, inputs)
     except NoMatchError as failure:
-        return _describe(region, path, "refused", str(failure), gated=gate is not None)
+        miss = NearestMiss(pattern.name, stage, failure.node)
+        return replace(described, reason=str(failure), nearest_miss=miss)
     rewrite(module.graph, region, gate)
-    return _describe(
-        region, path, "rewritten", "", gated=gate is not None, max_error=verified.get(signature)
-    )
+    return replace(described, status="rewritten", max_error=verified.get(signature))
+
+
+def _placed(layer: LayerReport, path: str) -> LayerReport:
+    """Return a layer's report with its full path; names are relative where it is captured alone."""
+    if not path.endswith(layer.path):
+        return replace(layer, path=path, gated=True)
+    above = path.removesuffix(layer.path)
+    matrix = layer.router_weight and above + layer.router_weight
+    return replace(layer, path=path, router_weight=matrix, gated=True)
 
 
 def _check_tokens(region: Region, tokens: Any) -> None:
@@ -110,8 +123,8 @@ def _check_tokens(region: Region, tokens: Any) -> None:
 
 def _unknown_forms(
     graph: Graph, names: Mapping[Node, str], candidates: Iterable[Candidate]
-) -> set[str]:
-    """Return the modules whose stacked weights are read in a form that no pattern knows."""
+) -> dict[str, Node]:
+    """Return what reads the stacked weights of modules in a form that no pattern knows."""
     known = {gemm.weight for candidate in candidates for gemm in candidate.gemms}
     stacked = defaultdict(list)
     for node in graph.nodes:
@@ -119,14 +132,14 @@ def _unknown_forms(
         if g.is_weight(node) and node.users and len(dimensions) == 3 and dimensions[0] > 1:
             stacked[_owner(names.get(node, "")), dimensions[0]].append(node)
     return {
-        owner
+        owner: next(iter(weights[0].users))
         for (owner, _), weights in stacked.items()
         if len(weights) >= 2 and not known.intersection(weights)
     }
 
 
 def _left_alone(
-    marked: set[str], unknown: set[str], reports: Sequence[LayerReport]
+    marked: set[str], unknown: Mapping[str, Node], reports: Sequence[LayerReport]
 ) -> list[LayerReport]:
     """Report the layers that no pattern found, and those whose thresholds reach no region."""
     explained = {report.path for report in reports if report.gated or report.status == "refused"}
@@ -137,25 +150,34 @@ def _left_alone(
         else "no GEMM over stacked expert weights follows in the captured graph"
         for path in marked - explained
     }
-    for path in unknown - explained - rewritten - marked:
+    for path in unknown.keys() - explained - rewritten - marked:
         reasons[path] = "its stacked expert weights are used in a way that no pattern knows"
-    return [LayerReport(path, "refused", reason=reason) for path, reason in sorted(reasons.items())]
+    readers = {path: node.name for path, node in unknown.items()}
+    return [
+        LayerReport(
+            path,
+            "refused",
+            reason=reason,
+            nearest_miss=NearestMiss("", "find", readers.get(path, "")),
+        )
+        for path, reason in sorted(reasons.items())
+    ]
 
 
-def _describe(region: Region, path: str, status: Any, reason: str, **more: Any) -> LayerReport:
-    hidden = (g.shape(region.x) or (0, 0))[1]
+def _describe(region: Region, path: str, origin: RouterOrigin) -> LayerReport:
+    """Describe a region that is not rewritten yet."""
     down = g.shape(region.gemms[-1].weight) or (0, 0, 0)
     return LayerReport(
         path=path,
-        status=status,
+        status="refused",
         form=region.form,
-        reason=reason,
         num_experts=region.num_experts,
         top_k=(g.shape(region.index) or (0, 0))[1],
-        hidden_size=hidden,
+        hidden_size=(g.shape(region.x) or (0, 0))[1],
         intermediate_size=down[2] if region.gemms[-1].transposed else down[1],
         body=region.body.summary(),
-        **more,
+        router=origin.ops,
+        router_weight=origin.weight,
     )
 
 

@@ -14,11 +14,16 @@ from modes_fx.passes import graph as g
 
 
 class NoMatchError(Exception):
-    """Why a candidate is not a region that can be rewritten, in words, with the node at fault."""
+    """Why a candidate is not a region that can be rewritten, in words, with the node at fault.
+
+    Attributes:
+        node: the name of the node at fault; empty where there is no single one.
+    """
 
     def __init__(self, reason: str, node: Node | None = None) -> None:
         """``reason`` completes the sentence 'left as it is, because ...'."""
         super().__init__(f"{reason} (node {node.name})" if node is not None else reason)
+        self.node = node.name if node is not None else ""
 
 
 @dataclass(frozen=True)

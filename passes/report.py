@@ -1,9 +1,32 @@
 """What the passes did to a graph, layer by layer, as data."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Status = Literal["rewritten", "unverified", "refused"]
+Stage = Literal["find", "cut", "gate", "proof"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True)
+class NearestMiss:
+    """How far the pattern came that came furthest with a layer.
+
+    Attributes:
+        pattern: its name; empty where no pattern found anything to start from.
+        stage: what failed: find (no pattern knows the form), cut (the region's bounds, or what its
+            experts compute), gate (the policy cannot act there), proof (the numbers differ).
+        node: the node of the captured graph at fault; empty where there is no single one.
+    """
+
+    pattern: str
+    stage: Stage
+    node: str = ""
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        tried = f"{self.pattern} came furthest" if self.pattern else "no pattern applies"
+        return f"{tried}, failed at: {self.stage}{f' (node {self.node})' if self.node else ''}"
 
 
 @dataclass(frozen=True)
@@ -23,6 +46,9 @@ class LayerReport:
         body: what an expert computes, in one line.
         gated: whether a policy's thresholds reach the layer.
         max_error: the largest relative error found when it was verified; None where it was not.
+        router: the operations from the combine weights back to the router's projection.
+        router_weight: the qualified name of that projection's matrix; empty where unknown.
+        nearest_miss: where matching ended; None where the layer matches.
     """
 
     path: str
@@ -36,3 +62,6 @@ class LayerReport:
     body: str = ""
     gated: bool = False
     max_error: float | None = None
+    router: str = ""
+    router_weight: str = ""
+    nearest_miss: NearestMiss | None = None

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from modes_fx.cli.errors import FAILED_CHECK
-from modes_fx.cli.models import Probes, load_named_model, make_probes
+from modes_fx.cli.models import Probes, first_line, load_named_model, make_probes
 from modes_fx.cli.quiet import quiet_libraries
-from modes_fx.explain import ExplainReport
+from modes_fx.explain import ExplainReport, describe_router
 from modes_fx.explain import explain as explain_model
 from modes_fx.passes.report import LayerReport
 
@@ -41,6 +41,14 @@ def explain(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 unless every MoE layer is rewritten.")
     ] = False,
+    config_only: Annotated[
+        bool,
+        typer.Option(
+            "--config-only",
+            help="Read no weights: layers that match are reported as unverified, and --strict "
+            "takes them.",
+        ),
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the model code of the repository.")
     ] = False,
@@ -52,24 +60,44 @@ def explain(
 
     Loads the model, calls it once on a short text, and once on a text with an image where its
     processor takes images, and reports what became of each layer. Nothing is calibrated or saved.
+    With --config-only the model is built from its config.json alone, which is quick however large
+    it is.
 
     Example: modes-fx explain demo
     """
     quiet_libraries()
     console = Console(stderr=True)
     with console.status(f"Loading {model}"):
-        loaded, processor = load_named_model(model, trust_remote_code=trust_remote_code)
+        loaded, processor = load_named_model(
+            model, trust_remote_code=trust_remote_code, config_only=config_only
+        )
         probes = make_probes(loaded, processor)
     reports = {}
     for name, inputs in probes.inputs.items():
         with console.status(f"Capturing a call with {name}"):
-            reports[name] = explain_model(loaded, **inputs)
+            try:
+                reports[name] = explain_model(loaded, **inputs)
+            except RuntimeError as error:
+                if not config_only:
+                    raise
+                probes.notes.append(_needs_weights(name, error))
+    if not reports:
+        raise ValueError(f"--config-only is not enough for {model}: {'; '.join(probes.notes)}")
     if as_json:
         typer.echo(_as_json(model, reports, probes))
     else:
         _print(reports, probes, Console())
-    if strict and any(report.matched < len(report.layers) for report in reports.values()):
+    accepted = ("rewritten", "unverified") if config_only else ("rewritten",)
+    layers = [layer for report in reports.values() for layer in report.layers]
+    if strict and any(layer.status not in accepted for layer in layers):
         raise typer.Exit(FAILED_CHECK)
+
+
+def _needs_weights(name: str, error: Exception) -> str:
+    return (
+        f"a call with {name} reads values that a model without weights does not have "
+        f"({first_line(error)}): run without --config-only to try it"
+    )
 
 
 def _as_json(model: str, reports: dict[str, ExplainReport], probes: Probes) -> str:
@@ -81,7 +109,7 @@ def _print(reports: dict[str, ExplainReport], probes: Probes, console: Console) 
     for name, report in reports.items():
         groups = _group_alike(report.layers)
         console.print(_table(name, report, groups))
-        notes = [f"{group.paths}: {group.common.reason}" for group in groups if group.common.reason]
+        notes = [note for group in groups for note in _notes(group)]
         notes += [f"graph break: {reason}" for reason in report.graph_breaks]
         for note in notes:
             console.print(note, markup=False, highlight=False)
@@ -89,12 +117,20 @@ def _print(reports: dict[str, ExplainReport], probes: Probes, console: Console) 
         console.print(f"note: {note}", markup=False, highlight=False)
 
 
+def _notes(group: Group) -> list[str]:
+    layer = group.common
+    notes = [f"{group.paths}: {layer.reason}"] if layer.reason else []
+    if layer.nearest_miss:
+        notes.append(f"{group.paths}: {layer.nearest_miss}")
+    if layer.num_experts:
+        notes.append(f"{group.paths}: router {describe_router(layer)}, body {layer.body}")
+    return notes
+
+
 def _table(name: str, report: ExplainReport, groups: Sequence[Group]) -> Table:
-    tokens = ", ".join(f"{count} {modality}" for modality, count in report.tokens.items())
     table = Table(
-        title=f"A call with {name} ({tokens or 'tokens not counted'})",
-        caption=f"{report.matched} of {len(report.layers)} MoE layers rewritten; "
-        f"graphs captured: {report.graphs}",
+        title=f"A call with {name}",
+        caption=report.summary(),
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )
@@ -118,14 +154,27 @@ def _group_alike(layers: Sequence[LayerReport]) -> list[Group]:
     """Group layers that differ in nothing but their place and the error found; keep the largest."""
     groups: dict[LayerReport, list[LayerReport]] = {}
     for layer in layers:
-        groups.setdefault(replace(layer, path="", max_error=None), []).append(layer)
+        groups.setdefault(_placeless(layer), []).append(layer)
     return [
         Group(
             paths=collapse([layer.path for layer in alike]),
-            common=max(alike, key=lambda layer: layer.max_error or 0.0),
+            common=replace(
+                max(alike, key=lambda layer: layer.max_error or 0.0),
+                router_weight=collapse([layer.router_weight for layer in alike]),
+            ),
         )
         for alike in groups.values()
     ]
+
+
+def _placeless(layer: LayerReport) -> LayerReport:
+    """Return a layer's report without what tells its place, and without the error found."""
+    layer = replace(layer, path="", router_weight="", max_error=None)
+    if layer.nearest_miss is None:
+        return layer
+    miss = layer.nearest_miss
+    reason = layer.reason.removesuffix(f" (node {miss.node})")
+    return replace(layer, reason=reason, nearest_miss=replace(miss, node=""))
 
 
 def collapse(paths: Sequence[str]) -> str:

@@ -35,12 +35,15 @@ class Probes:
     notes: list[str]
 
 
-def load_named_model(name: str, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, Any]:
+def load_named_model(
+    name: str, *, trust_remote_code: bool = False, config_only: bool = False
+) -> tuple[PreTrainedModel, Any]:
     """Load a model in the dtype it is stored in, and its processor.
 
     Args:
         name: a local folder, the id of a hub repository, or "demo" for the shipped demo model.
         trust_remote_code: whether code from the repository may run.
+        config_only: build the model from its config on the meta device, without weights.
 
     Returns:
         The model in eval mode, and its processor or tokenizer, or None where it has neither.
@@ -49,19 +52,25 @@ def load_named_model(name: str, *, trust_remote_code: bool = False) -> tuple[Pre
         ValueError: there is no such model, or transformers cannot load it.
     """
     if name == DEMO:
-        return demo_model.load_model()
+        model, processor = demo_model.load_model()
+        return (model.to("meta") if config_only else model), processor
+    remote = {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name, **remote)
         is_multimodal = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         family = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
-        model = family.from_pretrained(name, dtype="auto", trust_remote_code=trust_remote_code)
+        if config_only:
+            with torch.device("meta"):
+                model = family.from_config(config, **remote)
+        else:
+            model = family.from_pretrained(name, dtype="auto", **remote)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the model {name!r} cannot be loaded: {_first_line(error)} Name a folder that "
+            f"the model {name!r} cannot be loaded: {first_line(error)} Name a folder that "
             f'save_pretrained wrote, the id of a hub repository, or "{DEMO}"'
         ) from error
     try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(name, **remote)
     except (OSError, ValueError, ImportError):
         processor = None
     return model.eval(), processor
@@ -85,7 +94,7 @@ def make_probes(model: PreTrainedModel, processor: Any) -> Probes:
         try:
             inputs["image and text"] = _encode(model, processor, image=True)
         except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-            notes.append(f"the processor took no image ({_first_line(error)}): tried on text only")
+            notes.append(f"the processor took no image ({first_line(error)}): tried on text only")
     return Probes(inputs, notes)
 
 
@@ -110,5 +119,6 @@ def _encode(model: PreTrainedModel, processor: Any, *, image: bool) -> dict[str,
     }
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from transformers import PretrainedConfig
 
 import modes_fx
+from modes_fx.passes.report import NearestMiss
 from tests.tiny import GroupedExperts, compile_observed, routed_tokens
 
 
@@ -93,6 +94,7 @@ def test_a_look_alike_with_other_numbers_is_refused() -> None:
     report = through_the_passes(Unrestored(), *routed_tokens())
     assert report.status == "refused"
     assert "gives other numbers" in report.reason
+    assert str(report.nearest_miss) == "grouped_mm came furthest, failed at: proof"
 
 
 class Averaged(GroupedExperts):
@@ -119,6 +121,7 @@ def test_experts_that_mix_tokens_are_refused() -> None:
     report = through_the_passes(AcrossRows(), *routed_tokens())
     assert report.status == "refused"
     assert "cumsum" in report.reason
+    assert report.nearest_miss == NearestMiss("grouped_mm", "cut", node="cumsum_1")
 
 
 class Leaky(GroupedExperts):
@@ -179,6 +182,7 @@ def test_experts_in_an_unknown_form_are_reported_without_a_marker_too() -> None:
     report = through_the_passes(Dense(), *routed_tokens())
     assert report.status == "refused"
     assert "in a way that no pattern knows" in report.reason
+    assert str(report.nearest_miss) == "no pattern applies, failed at: find (node transpose)"
 
 
 def test_a_graph_without_experts_is_left_alone() -> None:
@@ -236,6 +240,7 @@ def test_experts_that_see_a_part_of_the_tokens_are_refused() -> None:
     assert_close(compiled(*inputs), expected, rtol=1e-5, atol=1e-5)
     assert [report.status for report in reports] == ["refused"]
     assert "its experts see 3 tokens while the call has 5" in reports[0].reason
+    assert reports[0].nearest_miss == NearestMiss("grouped_mm", "gate")
 
 
 def test_layers_that_differ_in_a_constant_are_proved_separately() -> None:

@@ -1,6 +1,7 @@
 """modes-fx explain: a table or JSON of what becomes of a saved model's layers."""
 
 import json
+from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -78,3 +79,31 @@ def test_a_model_without_moe_layers_is_a_clear_error(tmp_path):
 )
 def test_paths_that_differ_in_one_number_are_collapsed(paths, short):
     assert collapse(paths) == short
+
+
+def test_config_only_needs_no_weights(saved, tmp_path):
+    config = Path(saved, "config.json").read_text()
+    tmp_path.joinpath("config.json").write_text(config)
+    result = run(str(tmp_path), "--config-only", "--strict", "--json")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)["inputs"]["text"]
+    assert (report["matched"], report["unverified"]) == (0, 2)
+    assert report["layers"][0]["router_weight"].endswith("layers.0.mlp.gate.weight")
+
+
+def test_a_call_that_needs_weights_is_named():
+    result = run("demo", "--config-only", "--json")
+    document = json.loads(result.stdout)
+    assert document["inputs"]["text"]["unverified"] == 8
+    assert "run without --config-only" in document["notes"][0]
+
+
+def test_a_model_that_cannot_be_called_without_weights_is_a_clear_error(tmp_path):
+    config = tiny_vlm(layers=1).config
+    config.save_pretrained(tmp_path)
+    document = json.loads(tmp_path.joinpath("config.json").read_text())
+    document["experts_implementation"] = "eager"
+    tmp_path.joinpath("config.json").write_text(json.dumps(document))
+    result = run(str(tmp_path), "--config-only", "--strict")
+    assert result.exit_code == 2
+    assert "run without --config-only" in result.stderr
