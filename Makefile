@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOLDERS := passes calibration export bench
 
-.PHONY: help venv test demo demo-model lint types clean compiler
+.PHONY: help venv test coverage demo demo-model lint types clean compiler
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -21,6 +21,9 @@ venv: $(INSTALLED) ## Install into .venv (PYTHON=python3.12, PIP_ARGS="--index-u
 
 test: lint compiler ## Check style and types, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+coverage: $(INSTALLED) ## Measure every MoE type of transformers, write docs/coverage.md and .json
+	OMP_NUM_THREADS=1 $(BIN)/python -m modes_fx.bench.coverage --out docs
 
 demo: $(INSTALLED) compiler ## Calibrate, compile, evaluate and time the demo model (OUT=out/demo)
 	$(BIN)/modes-fx demo --out $(OUT)

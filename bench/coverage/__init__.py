@@ -1,0 +1,1 @@
+"""Measure every mixture-of-experts type of the installed transformers: ``make coverage``."""

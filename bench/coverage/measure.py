@@ -1,0 +1,256 @@
+"""Measure one type: the unmodified model, the oracle, and the rewritten model, call by call."""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.fx import GraphModule
+from transformers import PreTrainedModel
+
+from modes_fx.attach import attach, attached, pair_counts, set_thetas
+from modes_fx.backend import BackendOptions, CompiledGraph, compile_graph
+from modes_fx.bench.coverage.calls import converse, distance
+from modes_fx.bench.coverage.inputs import Inputs, takes_images, tiny_inputs
+from modes_fx.bench.coverage.oracle import Layer, Oracle
+from modes_fx.bench.coverage.record import TOLERANCE, CallRecord, Record
+from modes_fx.bench.coverage.tiny import tiny_model
+from modes_fx.hooks import keep_all_theta
+from modes_fx.passes.report import LayerReport
+from modes_fx.vocabulary import Modality
+
+Compiled = Callable[..., Any]
+After = Callable[[int, Sequence[Sequence[LayerReport]]], None]
+"""Called after each call with its number and what was captured for it."""
+
+
+def measure(model_type: str) -> Record:
+    """Build, run and rewrite one type; whatever goes wrong is part of the record."""
+    started = time.monotonic()
+    record = Record(model_type)
+    try:
+        original = Original(model_type, record)
+    except Exception:
+        record.traceback = traceback.format_exc()
+    else:
+        try:
+            Comparison(original, record).run()
+        except Exception:
+            record.failure = traceback.format_exc()
+    record.seconds = round(time.monotonic() - started, 1)
+    return record
+
+
+class Original:
+    """The unmodified model, its inputs and what it answers.
+
+    Attributes:
+        model: the model.
+        inputs: with an image where the model can be called with one.
+        logits: of each call.
+    """
+
+    def __init__(self, model_type: str, record: Record) -> None:
+        """Build and call the model.
+
+        Raises:
+            Exception: whatever the model's own code raises.
+        """
+        self.model: PreTrainedModel = tiny_model(model_type)
+        self.inputs, self.logits = self._call(record)
+        record.image = self.inputs.has_image
+        record.static_cache = self._takes_static_cache()
+        self.static = record.static_cache
+        record.original_fullgraph = self._compiles_fullgraph()
+
+    def _call(self, record: Record) -> tuple[Inputs, list[Tensor]]:
+        if takes_images(self.model):
+            try:
+                inputs = tiny_inputs(self.model, image=True)
+                return inputs, self.converse(inputs)
+            except Exception:
+                record.image_traceback = traceback.format_exc()
+        inputs = tiny_inputs(self.model, image=False)
+        return inputs, self.converse(inputs)
+
+    def converse(self, inputs: Inputs, static: bool = False) -> list[Tensor]:
+        """Make all calls eagerly; returns the logits of each."""
+        logits = converse(self.model, lambda _, args: self.model(**args), inputs, static=static)
+        if not all(bool(torch.isfinite(values).all()) for values in logits):
+            raise FloatingPointError("the tiny model's logits are not finite")
+        return logits
+
+    def _takes_static_cache(self) -> bool:
+        try:
+            logits = self.converse(self.inputs, static=True)
+        except Exception:
+            return False
+        pairs = zip(self.logits, logits, strict=True)
+        return len(logits) > 1 and all(distance(a, b) < 1e-4 for a, b in pairs)
+
+    def _compiles_fullgraph(self) -> bool:
+        compiled = torch.compile(self.model, backend="eager", fullgraph=True)
+        try:
+            converse(self.model, lambda _, args: compiled(**args), self.inputs, static=self.static)
+        except Exception:
+            return False
+        finally:
+            torch.compiler.reset()
+        return True
+
+
+class Comparison:
+    """The rewritten model beside the unmodified one and the oracle."""
+
+    def __init__(self, original: Original, record: Record) -> None:
+        """Prepare to compare; nothing is compiled yet."""
+        self.original, self.record = original, record
+        self.inputs = original.inputs
+        self.model = tiny_model(record.model_type)  # what attach does must not reach the oracle
+        self.record.calls = [CallRecord() for _ in original.logits]
+        self.captures: list[Sequence[LayerReport]] = []
+        self.attached = False
+
+    def run(self) -> None:
+        """Fill the record."""
+        logits, seen = self._ask_oracle(lambda number, path: False)
+        self.record.layers = sorted({path for layers in seen for path in layers})
+        for expected, actual in zip(self.original.logits, logits, strict=True):
+            if not (error := distance(expected, actual)) <= TOLERANCE:
+                raise ArithmeticError(f"the oracle that skips nothing is off by {error:.1e}")
+        try:
+            attach(self.model, count_pairs=True)
+            self.attached = True
+        except ValueError as error:
+            self.record.reasons = dict.fromkeys(self.record.layers, str(error))
+        compiled = self._keep_all()
+        if any(call.rewritten for call in self.record.calls):
+            self._skip_half(compiled)
+
+    def _ask_oracle(
+        self, skip_in: Callable[[int, str], bool]
+    ) -> tuple[list[Tensor], list[Mapping[str, Layer]]]:
+        oracle = Oracle(self.original.model)
+        seen: list[Mapping[str, Layer]] = []
+
+        def call(number: int, arguments: dict[str, Any]) -> Any:
+            codes = self.inputs.codes if number == 0 else torch.tensor([Modality.TEXT.value])
+            output = oracle(codes, lambda path: skip_in(number, path), **arguments)
+            seen.append(oracle.layers)
+            return output
+
+        return converse(self.original.model, call, self.inputs, static=self.original.static), seen
+
+    def _keep_all(self) -> Compiled:
+        """Compare with thresholds that keep all pairs; capture everything on the way."""
+        breaks = counters["graph_break"].copy()
+        compiled, logits = self._compiled_calls(fullgraph=self.record.original_fullgraph)
+        self.record.breaks = [
+            reason.strip().splitlines()[0] for reason in counters["graph_break"] - breaks
+        ]
+        for call, expected, actual in zip(
+            self.record.calls, self.original.logits, logits, strict=True
+        ):
+            call.error_all_kept = distance(expected, actual)
+        return compiled
+
+    def _compiled_calls(self, *, fullgraph: bool) -> tuple[Compiled, list[Tensor]]:
+        def backend(module: GraphModule, example_inputs: Sequence[Any]) -> CompiledGraph:
+            options = BackendOptions(compiler="eager")
+            return compile_graph(module, example_inputs, options, self.captures.append)
+
+        compiled = torch.compile(self.model, backend=backend, fullgraph=fullgraph)
+        try:
+            logits = self._converse(compiled, self._note_rewritten)
+        except Exception as error:
+            if not fullgraph:
+                raise
+            torch.compiler.reset()
+            self.captures.clear()
+            self.record.calls = [CallRecord() for _ in self.record.calls]
+            self.record.fullgraph_error = str(error)
+            return self._compiled_calls(fullgraph=False)
+        self.record.fullgraph = fullgraph
+        return compiled, logits
+
+    def _converse(self, compiled: Compiled, after: After) -> list[Tensor]:
+        def call(number: int, arguments: dict[str, Any]) -> Any:
+            captured = len(self.captures)
+            if self.attached:
+                pair_counts(self.model, reset=True)
+            output = compiled(**arguments)
+            after(number, self.captures[captured:])
+            return output
+
+        return converse(self.model, call, self.inputs, static=self.original.static)
+
+    def _note_rewritten(self, number: int, captures: Sequence[Sequence[LayerReport]]) -> None:
+        call = self.record.calls[number]
+        call.graphs = len(captures)
+        counted = pair_counts(self.model) if self.attached else {}
+        gated = [path for path, count in counted.items() if count.any()]
+        call.rewritten = [
+            layer for layer in self.record.layers if any(is_same(layer, path) for path in gated)
+        ]
+        for report in (report for reports in captures for report in reports):
+            for layer in self.record.layers:
+                if report.status != "rewritten" and is_same(layer, report.path):
+                    self.record.reasons[layer] = report.reason
+        for layer in self.record.layers:
+            if layer not in call.rewritten:
+                self.record.reasons.setdefault(layer, "no captured graph contains it")
+
+    def _skip_half(self, compiled: Compiled) -> None:
+        """Compare with the oracle, each layer and modality with a threshold of its own."""
+        calls = self.record.calls
+        expected, seen = self._ask_oracle(lambda number, path: path in calls[number].rewritten)
+        layers = attached(self.model).layers
+
+        def set_for(number: int) -> None:
+            set_thetas(self.model, {path: theta_of(path, seen[number]) for path in layers})
+
+        def note(number: int, captures: Sequence[Sequence[LayerReport]]) -> None:
+            call = calls[number]
+            call.graphs_after_thresholds = len(captures)
+            gated = [layer for path, layer in seen[number].items() if path in call.rewritten]
+            call.near = sum(layer.near for layer in gated)
+            counted = pair_counts(self.model).values()
+            for code in Modality:
+                add(call.pairs, code, sum(int(count[code, 0]) for count in counted))
+                add(call.kept, code, sum(int(count[code, 1]) for count in counted))
+                add(call.pairs_by_oracle, code, sum(layer.pairs.get(code, 0) for layer in gated))
+                add(call.kept_by_oracle, code, sum(layer.kept.get(code, 0) for layer in gated))
+            if number + 1 < len(calls):
+                set_for(number + 1)
+
+        set_for(0)
+        logits = self._converse(compiled, note)
+        for call, original, oracle, actual in zip(
+            calls, self.original.logits, expected, logits, strict=True
+        ):
+            call.effect = distance(original, oracle)
+            call.error_skipping = distance(oracle, actual)
+
+
+def theta_of(path: str, seen: Mapping[str, Layer]) -> Tensor:
+    """Return the thresholds ``[M]`` that the oracle used in the layer of a path."""
+    theta = keep_all_theta()
+    for layer_path, layer in seen.items():
+        if is_same(layer_path, path):
+            for code, value in layer.thetas.items():
+                theta[code] = value
+    return theta
+
+
+def is_same(layer: str, path: str) -> bool:
+    """Return whether two paths name one layer: the experts, or the block that holds only them."""
+    return layer == path or layer.startswith(f"{path}.") or path.startswith(f"{layer}.")
+
+
+def add(counts: dict[str, int], code: Modality, count: int) -> None:
+    """Note a count under a modality's name, if there is anything to count."""
+    if count:
+        counts[code.label] = count
