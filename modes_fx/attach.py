@@ -27,7 +27,7 @@ from modes_fx.hooks import (
 )
 from modes_fx.loops import ReplacedLoop
 from modes_fx.modality import DEFAULT_MAX_TOKENS, ModalityBuffer, TokenIds
-from modes_fx.passes.loops.find import find_loops
+from modes_fx.passes.loops.find import find_loops, owns_stack
 from modes_fx.policy import SkipPolicy
 
 
@@ -45,9 +45,8 @@ def find_expert_modules(model: nn.Module) -> dict[str, nn.Module]:
 def _expert_modules(model: nn.Module, loops: Container[str]) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        stacked = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3]
-        in_stack = len(stacked) >= 2 and len(set(stacked)) == 1 and stacked[0] > 1
-        if path in loops or (in_stack and not any(path.startswith(f"{p}.") for p in found)):
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if path in loops or (owns_stack(module) and not inside):
             found[path] = module
     return found
 

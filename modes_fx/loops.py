@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modes_fx.hooks import mark
-from modes_fx.passes.loops.experts import ExpertLoop
+from modes_fx.passes.loops.find import Loop
 from modes_fx.passes.loops.stacks import SeparateStack, Stack, stacked
 
 
@@ -25,10 +25,10 @@ class ReplacedLoop:
         max_error: the largest relative error found when it was verified.
     """
 
-    def __init__(self, module: nn.Module, loop: ExpertLoop) -> None:
+    def __init__(self, module: nn.Module, loop: Loop) -> None:
         """Replace the module's ``forward``."""
         self.module, self.loop, self.max_error = module, loop, loop.max_error
-        self._params = [_share_storage(stack, module) for stack in loop.stacks]
+        self._params = [_share_storage(stack, module) for stack in loop.experts.stacks]
         self._own_forward = module.__dict__.get("forward")
         module.forward = _forward(module, loop, self._params)
 
@@ -38,7 +38,7 @@ class ReplacedLoop:
         Raises:
             RuntimeError: the model was moved or converted since.
         """
-        for stack, param in zip(self.loop.stacks, self._params, strict=True):
+        for stack, param in zip(self.loop.experts.stacks, self._params, strict=True):
             if param is not None and not _shares_storage(stack, self.module, param):
                 raise RuntimeError(
                     f"the experts of {type(self.module).__name__} were moved or converted after "
@@ -51,33 +51,29 @@ class ReplacedLoop:
             del self.module.forward
         else:
             self.module.forward = self._own_forward
-        for stack in self.loop.stacks:
+        for stack in self.loop.experts.stacks:
             if isinstance(stack, SeparateStack):
                 for name in stack.names:
                     parameter = self.module.get_parameter(name)
                     parameter.data = parameter.data.clone()
 
 
-def _forward(
-    module: nn.Module, loop: ExpertLoop, params: list[Tensor | None]
-) -> Callable[..., Tensor]:
+def _forward(module: nn.Module, loop: Loop, params: list[Tensor | None]) -> Callable[..., Any]:
     original = module.forward
 
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        given = [*args, *(kwargs[name] for name in loop.names[len(args) :])]
-        x, choice, weight = (given[position] for position in loop.order)
-        if x.dim() not in loop.ranks:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not loop.accepts(args, kwargs):
             warnings.warn(
-                f"{type(module).__name__} was called with x of {x.dim()} dimensions, which could "
-                f"not be proved for its rewrite: its own loop runs and computes every expert",
+                f"{type(module).__name__} was called in a way that was not proved when the model "
+                "was attached, so its own loop runs and computes every expert",
                 stacklevel=2,
             )
             return original(*args, **kwargs)
         stacks = [
             stacked(stack, module) if param is None else param
-            for stack, param in zip(loop.stacks, params, strict=True)
+            for stack, param in zip(loop.experts.stacks, params, strict=True)
         ]
-        return loop.run(x, loop.index(choice), mark(module, weight), stacks)
+        return loop.compute(module, stacks, lambda weight: mark(module, weight), args, kwargs)
 
     return forward
 

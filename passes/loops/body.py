@@ -5,7 +5,8 @@ a column that holds the combine weights of those tokens is ``w``.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from operator import getitem
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from modes_fx.passes.rows import RowLifter, functional_name
 
 aten = torch.ops.aten
 
+SPLITS = frozenset({aten.split.Tensor, aten.split_with_sizes.default})
 GEMM_OPS = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default})
 
 
@@ -56,7 +58,7 @@ def expert_gemms(trace: Trace, weights: Mapping[Node, ExpertWeight]) -> dict[Nod
     return {
         node: weights[node.args[-1]].expert
         for node in trace.graph.nodes
-        if node.target in GEMM_OPS and node.args[-1] in weights
+        if node.target in GEMM_OPS and node.args[-1] in weights and 0 not in (g.shape(node) or ())
     }
 
 
@@ -101,54 +103,107 @@ def _rows_from(gemm: Node) -> list[Node]:
     return chain
 
 
+def tokens_of(end: Node, x: Tensor, weights: Mapping[Node, ExpertWeight]) -> Tensor | None:
+    """Return which tokens the rows of a node are; the nearest rows of x that it reads say so."""
+    pending, seen = [_Rows(end)], {_Rows(end)}
+    for rows in pending:
+        tokens = rows.tokens(x)
+        if tokens is not None:
+            return tokens
+        sources = [_Rows(n, rows.span) for n in rows.node.all_input_nodes if n not in weights]
+        new = [source for source in rows.cut() or sources if source not in seen]
+        seen.update(new)
+        pending.extend(new)
+    return None
+
+
+class _Rows(NamedTuple):
+    """The rows of a node, or a span of them: loops cut all experts' rows into those of each."""
+
+    node: Node
+    span: tuple[int, int] | None = None
+
+    def value(self) -> Tensor | None:
+        """Return the rows, ``[n, ...]``; None where the node is no tensor."""
+        value = self.node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return None
+        return value if self.span is None else value[slice(*self.span)]
+
+    def tokens(self, x: Tensor) -> Tensor | None:
+        """Return, where every row is a token, which."""
+        rows = self.value()
+        if rows is None or rows.dim() < 2 or rows.shape[-1:] != x.shape[-1:]:
+            return None
+        same = (rows.reshape(-1, 1, x.shape[-1]) == x).all(-1)
+        return same.int().argmax(-1) if len(same) and bool(same.any(-1).all()) else None
+
+    def cut(self) -> "list[_Rows]":
+        """Return the one thing these rows are, where the node cuts or joins rows; else nothing."""
+        args: Any = self.node.args
+        start, end = self.span or (0, (g.shape(self.node) or (0,))[0])
+        if self.node.target is aten.slice.Tensor and (len(args) < 2 or args[1] == 0):
+            offset = args[2] if len(args) > 2 else 0
+            return [_Rows(args[0], (offset + start, offset + end))]
+        if self.node.target is getitem and args[0].target in SPLITS:
+            parts = args[0]
+            if len(parts.args) < 3 or parts.args[2] == 0:
+                offset = sum(len(part) for part in parts.meta["val"][: args[1]])
+                return [_Rows(parts.args[0], (offset + start, offset + end))]
+        if self.node.target is aten.cat.default and (len(args) < 2 or args[1] == 0):
+            offset = 0
+            for part in args[0]:
+                length = len(part.meta["val"])
+                if (start, end) == (offset, offset + length):
+                    return [_Rows(part)]
+                offset += length
+        return []
+
+
 class _ExpertLifter(RowLifter):
     def __init__(self, weights: Mapping[Node, ExpertWeight], routing: Routing, expert: int) -> None:
         super().__init__()
         self._weights, self._routing, self._expert = weights, routing, expert
         self._stacks: list[Stack] = []
         self._token: Tensor | None = None
+        self._span: tuple[int, int] | None = None
+        self._names_of_rows: dict[_Rows, str] = {}
 
     def lift(self, end: Node) -> tuple[Body, tuple[Stack, ...]]:
-        self._find_tokens(end)
+        self._token = tokens_of(end, self._routing.x, self._weights)
+        if self._token is None:
+            raise NoMatchError(f"its expert {self._expert} reads no rows of x", end)
         result = self._value(end)
         if not any("w" in step.args for step in self._steps):
             self._step("aten.mul.Tensor", (result, "w"))
         return Body((True,) * len(self._stacks), tuple(self._steps)), tuple(self._stacks)
 
+    def _value(self, node: Node) -> str:
+        rows = _Rows(node, self._span)
+        if rows not in self._names_of_rows:
+            self._names_of_rows[rows] = self._leaf(node) or self._operation(node)
+        return self._names_of_rows[rows]
+
     def _leaf(self, node: Node) -> str | None:
         if node in self._weights:
             return self._param(self._weights[node])
-        if self._is_tokens(node):
+        rows = _Rows(node, self._span)
+        if rows.tokens(self._routing.x) is not None:
             return "x"
-        if self._is_combine_weight(node):
+        if self._is_combine_weight(rows.value()):
             return "w"
-        return self._gemm(node) if node.target in GEMM_OPS else None
+        if node.target in GEMM_OPS:
+            return self._gemm(node)
+        return self._within(*rows.cut()) if rows.cut() else None
 
-    def _find_tokens(self, end: Node) -> None:
-        """Remember which tokens the rows are: the nearest rows of x say so."""
-        pending, seen = [end], {end}
-        for node in pending:
-            if self._is_tokens(node):
-                return
-            sources = [n for n in node.all_input_nodes if n not in seen and n not in self._weights]
-            seen.update(sources)
-            pending.extend(sources)
-        raise NoMatchError(f"its expert {self._expert} reads no rows of x", end)
+    def _within(self, rows: _Rows) -> str:
+        outer, self._span = self._span, rows.span
+        name = self._value(rows.node)
+        self._span = outer
+        return name
 
-    def _is_tokens(self, node: Node) -> bool:
-        """Tell whether a node's rows are all tokens, and remember which."""
-        rows, x = node.meta["val"], self._routing.x
-        if not isinstance(rows, Tensor) or rows.dim() < 2 or rows.shape[-1:] != x.shape[-1:]:
-            return False
-        same = (rows.reshape(-1, 1, x.shape[-1]) == x).all(-1)
-        if not len(same) or not bool(same.any(-1).all()):
-            return False
-        self._token = same.int().argmax(-1)
-        return True
-
-    def _is_combine_weight(self, node: Node) -> bool:
-        column = node.meta["val"]
-        if self._token is None or not isinstance(column, Tensor):
+    def _is_combine_weight(self, column: Tensor | None) -> bool:
+        if self._token is None or column is None:
             return False
         of_expert = self._routing.topk_index[self._token] == self._expert
         wanted = (self._routing.topk_weight[self._token] * of_expert).sum(-1)

@@ -1,25 +1,21 @@
 """Recognise a module that is called with its routing and loops over its experts."""
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from inspect import Parameter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modes_fx.kernels import reference
-from modes_fx.kernels.epilogue import Body
 from modes_fx.passes.agreement import check_agreement
 from modes_fx.passes.loops.body import Routing, expert_gemms, lift_experts
+from modes_fx.passes.loops.call import NO_EXPERT, ExpertsCall
 from modes_fx.passes.loops.probe import Choice, Probe, probes
-from modes_fx.passes.loops.stacks import Stack, expert_weights, may_hold_experts, stacked
+from modes_fx.passes.loops.stacks import expert_weights, may_hold_experts, stacked
 from modes_fx.passes.loops.trace import Trace
 from modes_fx.passes.region import NoMatchError
-
-NO_EXPERT = torch.iinfo(torch.int32).max
-"""The id of a pair that is not computed: above those of all experts, also of identity ones."""
-
 
 MIN_TOKENS = 8
 """The proof is run on as many tokens as there are experts, and on at least these."""
@@ -27,29 +23,48 @@ MIN_TOKENS = 8
 
 @dataclass(frozen=True)
 class ExpertLoop:
-    """A module's loop over its experts, as one call of ``modes_fx::experts``.
+    """A module that is called with its routing, as one op.
 
     Attributes:
+        experts: what it computes.
         names: of the arguments (x, choice, weight) in the module's own order.
         order: the positions of x, choice and weight among them.
-        choice: ``index`` [T, K] integer, or ``one_hot`` [T, K, E] of which a row may be all zero.
-        body: what an expert computes, as JSON.
-        stacks: the body's parameters.
-        num_experts: E.
-        num_identity: experts with ids from E on that return their input.
+        choice: how the choice arrives.
         ranks: the numbers of dimensions of x for which the module returns the shape of x.
         max_error: the largest relative error found when it was verified.
     """
 
+    experts: ExpertsCall
     names: tuple[str, ...]
     order: tuple[int, int, int]
     choice: Choice
-    body: str
-    stacks: tuple[Stack, ...]
-    num_experts: int
-    num_identity: int
     ranks: tuple[int, ...]
     max_error: float
+
+    def accepts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a call is of the kind that was proved."""
+        return self._routing(args, kwargs)[0].dim() in self.ranks
+
+    def compute(
+        self,
+        module: nn.Module,
+        params: Sequence[Tensor],
+        mark: Callable[[Tensor], Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Tensor:
+        """Compute what the module's own loop would.
+
+        Args:
+            module: the module.
+            params: the stacked weights.
+            mark: puts the marker behind the combine weights.
+            args: of the module's call.
+            kwargs: of the module's call.
+        """
+        x, choice, weight = self._routing(args, kwargs)
+        rows = x.reshape(-1, x.shape[-1])
+        return self.experts.run(rows, self.index(choice), mark(weight), params).view(x.shape)
 
     def index(self, choice: Tensor) -> Tensor:
         """Return ``[T, K]`` expert ids; ``NO_EXPERT`` where nothing is chosen."""
@@ -58,24 +73,9 @@ class ExpertLoop:
         chosen = choice != 0
         return torch.where(chosen.any(-1), chosen.int().argmax(-1), NO_EXPERT)
 
-    def identity(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        """Return what the experts that return their input add, ``[T, H]``."""
-        return x * (weight * (index >= self.num_experts)).sum(-1, keepdim=True).to(x.dtype)
-
-    def run(self, x: Tensor, index: Tensor, weight: Tensor, params: Sequence[Tensor]) -> Tensor:
-        """Compute the experts; a pair is skipped where its id is ``NO_EXPERT`` and its weight 0.
-
-        Args:
-            x: ``[..., H]``, of T tokens in all.
-            index: ``[T, K]`` integer.
-            weight: ``[T, K]`` combine weights.
-            params: the body's parameters.
-        """
-        rows = x.reshape(-1, x.shape[-1])
-        out = torch.ops.modes_fx.experts(rows, index, weight, params, self.body, self.num_experts)
-        if self.num_identity:
-            out = out + self.identity(rows, index, weight)
-        return out.view(x.shape)
+    def _routing(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        given = [*args, *(kwargs[name] for name in self.names[len(args) :])]
+        return [given[position] for position in self.order]
 
 
 def find_expert_loop(module: nn.Module) -> ExpertLoop | None:
@@ -115,53 +115,43 @@ def _recognise(
     gemms = expert_gemms(traced, weights)
     if not gemms:
         return None
-    lifted = lift_experts(gemms, weights, routing)
-    num_experts = min(stack.num_experts for stack in lifted.stacks)
-    loop = ExpertLoop(
+    experts = ExpertsCall.of(lift_experts(gemms, weights, routing))
+    choices = experts.num_experts + experts.num_identity
+    return ExpertLoop(
+        experts=experts,
         names=names,
         order=probe.order,
         choice=probe.choice,
-        body=lifted.body.to_json(),
-        stacks=lifted.stacks,
-        num_experts=num_experts,
-        num_identity=max(stack.num_experts for stack in lifted.stacks) - num_experts,
-        ranks=probe.ranks(num_experts),
-        max_error=0.0,
+        ranks=probe.ranks(choices),
+        max_error=_verify(experts, probe, choices),
     )
-    return replace(loop, max_error=_verify(loop, probe))
 
 
-def _verify(loop: ExpertLoop, probe: Probe) -> float:
+def _verify(experts: ExpertsCall, probe: Probe, choices: int) -> float:
     """Compare a loop with the op on tokens that hit every expert, all kept and half of them."""
-    choices = loop.num_experts + loop.num_identity
     routing = probe.routing(max(MIN_TOKENS, choices), choices, seed=1)
     generator = torch.Generator().manual_seed(2)
-    half = (torch.rand(routing.topk_weight.shape, generator=generator) < 0.5).to(routing.x.device)
-    params = [stacked(stack, probe.module) for stack in loop.stacks]
-    largest = 0.0
-    with torch.no_grad():
-        for skip in (torch.zeros_like(half), half):
-            without = routing._replace(topk_weight=routing.topk_weight.masked_fill(skip, 0))
-            original = probe.run(without, choices).view_as(routing.x)
-            kept = routing._replace(
-                topk_index=routing.topk_index.masked_fill(skip, NO_EXPERT),
-                topk_weight=routing.topk_weight.masked_fill(skip, 0),
-            )
-            error = check_agreement(
-                original,
-                loop.run(*kept, params),
-                lambda kept=kept: _exact(loop, kept, params),  # type: ignore[misc]
-                f"{int(skip.sum())} of {skip.numel()} pairs skipped",
-            )
-            largest = max(largest, error)
-    return largest
+    half = torch.rand(routing.topk_weight.shape, generator=generator) < 0.5
+    params = [stacked(stack, probe.module) for stack in experts.stacks]
+    return max(
+        _compare(experts, probe, routing, skip.to(routing.x.device), params)
+        for skip in (torch.zeros_like(half), half)
+    )
 
 
-def _exact(loop: ExpertLoop, routing: Routing, params: Sequence[Tensor]) -> Tensor:
-    x, index, weight = routing
-    body = Body.from_json(loop.body)
-    out = reference.experts(x.float(), index, weight, params, body, loop.num_experts)
-    return out + loop.identity(x.float(), index, weight) if loop.num_identity else out
+@torch.no_grad()
+def _compare(
+    experts: ExpertsCall, probe: Probe, routing: Routing, skip: Tensor, params: Sequence[Tensor]
+) -> float:
+    choices = experts.num_experts + experts.num_identity
+    unweighted = routing._replace(topk_weight=routing.topk_weight.masked_fill(skip, 0))
+    kept = unweighted._replace(topk_index=routing.topk_index.masked_fill(skip, NO_EXPERT))
+    return check_agreement(
+        probe.run(unweighted, choices).view_as(routing.x),
+        experts.run(*kept, params),
+        lambda: experts.exact(*kept, params),
+        f"{int(skip.sum())} of {skip.numel()} pairs skipped",
+    )
 
 
 def _three_arguments(module: nn.Module) -> tuple[str, ...] | None:

@@ -5,8 +5,11 @@ from typing import NamedTuple
 
 from torch import nn
 
+from modes_fx.passes.loops.block import BlockLoop, find_block_loop
 from modes_fx.passes.loops.experts import ExpertLoop, find_expert_loop
 from modes_fx.passes.region import NoMatchError
+
+Loop = ExpertLoop | BlockLoop
 
 
 class FoundLoops(NamedTuple):
@@ -17,33 +20,56 @@ class FoundLoops(NamedTuple):
         left: why the others cannot, by path.
     """
 
-    loops: dict[str, ExpertLoop]
+    loops: dict[str, Loop]
     left: dict[str, str]
 
 
 def find_loops(model: nn.Module) -> FoundLoops:
     """Recognise every expert loop of a model by running the modules that could be one.
 
+    Of modules inside each other the innermost counts. One that owns stacked experts and does not
+    loop over them is left to the patterns of captured graphs, with all that contains it.
+
     Args:
         model: in evaluation mode; where its weights are not real, nothing is found.
     """
     found = FoundLoops({}, {})
     without_loop: set[Hashable] = set()
-    for path, module in model.named_modules():
-        inside = any(path.startswith(f"{outer}.") for outer in (*found.loops, *found.left))
+    settled: list[str] = []
+    for path, module in reversed(list(model.named_modules())):
         kind = _kind(module)
-        if inside or kind in without_loop:
+        if kind in without_loop or any(inner.startswith(f"{path}.") for inner in settled):
             continue
         try:
-            loop = find_expert_loop(module)
+            loop = find_expert_loop(module) or find_block_loop(module)
         except NoMatchError as failure:
             found.left[path] = str(failure)
             continue
-        if loop is None:
-            without_loop.add(kind)
-        else:
+        if loop is not None:
             found.loops[path] = loop
-    return found
+        if loop is not None or owns_stack(module):
+            settled.append(path)
+        else:
+            without_loop.add(kind)
+    inner = [*found.left, *found.loops]
+    return found._replace(
+        left={
+            path: reason
+            for path, reason in found.left.items()
+            if not any(_inside(path, loop) for loop in found.loops)
+            and not any(_inside(other, path) for other in inner)
+        }
+    )
+
+
+def owns_stack(module: nn.Module) -> bool:
+    """Return whether two or more of a module's own parameters have the shape ``[E, ., .]``."""
+    stacked = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3]
+    return len(stacked) >= 2 and len(set(stacked)) == 1 and stacked[0] > 1
+
+
+def _inside(path: str, other: str) -> bool:
+    return path.startswith(f"{other}.")
 
 
 def _kind(module: nn.Module) -> Hashable:

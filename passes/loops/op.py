@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch.fx import Graph
 
-from modes_fx import ops as ops  # registers the op
 from modes_fx.kernels.epilogue import MATMUL, Body
-from modes_fx.passes.loops.experts import NO_EXPERT
+from modes_fx.passes.loops.call import NO_EXPERT
 from modes_fx.passes.pattern import Pattern
 from modes_fx.passes.region import Candidate, Gemm, Region
 

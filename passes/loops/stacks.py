@@ -1,6 +1,6 @@
 """Which weights of a module belong to which expert."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from operator import getitem
@@ -33,6 +33,10 @@ class SharedStack:
         """E."""
         return self.shape[0]
 
+    def part(self, module: nn.Module, expert: int) -> Tensor:
+        """Return the weight of one expert, to be changed in place."""
+        return module.get_parameter(self.name).view(self.shape)[expert]
+
 
 @dataclass(frozen=True)
 class SeparateStack:
@@ -48,6 +52,10 @@ class SeparateStack:
     def num_experts(self) -> int:
         """E."""
         return len(self.names)
+
+    def part(self, module: nn.Module, expert: int) -> Tensor:
+        """Return the weight of one expert, to be changed in place."""
+        return module.get_parameter(self.names[expert])
 
 
 Stack = SharedStack | SeparateStack
@@ -96,9 +104,27 @@ def may_hold_experts(module: nn.Module) -> bool:
 
 def hidden_sizes(module: nn.Module) -> list[int]:
     """Return the sizes that H may have: those that every expert matrix has."""
-    rank = max((p.dim() for p in module.parameters()), default=0)
-    sizes = [set(p.shape[-2:]) for p in module.parameters() if p.dim() == rank >= 2]
+    separate = _separate_stacks(module)
+    parameters = [p for name, p in module.named_parameters() if not separate or name in separate]
+    rank = max((p.dim() for p in parameters), default=0)
+    sizes = [set(p.shape[-2:]) for p in parameters if p.dim() == rank >= 2]
     return sorted(set.intersection(*sizes)) if sizes else []
+
+
+def has_router(module: nn.Module) -> bool:
+    """Return whether a module has, besides experts, a matrix with a row or column for each."""
+    separate = _separate_stacks(module)
+    others = [p for name, p in module.named_parameters() if p.dim() == 2 and name not in separate]
+    counts = {weight.stack.num_experts for weight in separate.values()}
+    counts |= {p.shape[0] for p in module.parameters() if p.dim() == 3}
+    counts |= {n for n in (p.shape[0] for p in others) if _tall(others, n)}
+    return any(n in p.shape for p in others for n in counts)
+
+
+def _tall(matrices: Iterable[nn.Parameter], num_experts: int) -> bool:
+    """Return whether there are alike matrices whose rows could be shared out among experts."""
+    rows = [p.shape[0] for p in matrices if p.shape[0] > num_experts > 1]
+    return any(rows.count(n) >= 2 and n % num_experts == 0 for n in set(rows))
 
 
 def guess_num_experts(module: nn.Module) -> int:

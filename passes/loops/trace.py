@@ -33,6 +33,12 @@ class Trace:
         """The nodes that the call returns, in the structure that it returns them in."""
         return next(node for node in self.graph.nodes if node.op == "output").args[0]
 
+    def copy(self) -> tuple["Trace", dict[Node, Node]]:
+        """Return a copy that may be changed, and its node for each node of this trace."""
+        graph, nodes = Graph(), dict[Node, Node]()
+        graph.output(graph.graph_copy(self.graph, nodes))
+        return Trace(graph, {nodes[node]: weight for node, weight in self.weights.items()}), nodes
+
 
 def trace(call: Callable[..., Any], *args: Tensor) -> Trace:
     """Run ``call(*args)`` once and write it down."""

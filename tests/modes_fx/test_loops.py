@@ -10,9 +10,18 @@ from modes_fx.kernels import reference
 from modes_fx.vocabulary import Modality
 from tests.blocks import (
     EXPERTS,
+    HIDDEN,
+    Block,
+    CapacityEinsum,
+    CountsOnTheHost,
     IndexAddLoop,
     OneHotChoice,
+    OneHotMasks,
+    PaddedBlocks,
+    ReturnsLogits,
     Routed,
+    SeparateWhere,
+    SortedSegments,
     TallMatrices,
     TinyModel,
     WithIdentity,
@@ -31,6 +40,15 @@ LOOPS = {
 @pytest.fixture(params=LOOPS)
 def model(request):
     return TinyModel(LOOPS[request.param]())
+
+
+BLOCKS = {
+    "counts on the host": (CountsOnTheHost, "renormalised"),
+    "one-hot masks": (OneHotMasks, "renormalised"),
+    "two outputs": (ReturnsLogits, "renormalised"),
+    "sorted segments": (SortedSegments, "renormalised"),
+    "separate masks": (SeparateWhere, "weight"),
+}
 
 
 def run(call, **inputs):
@@ -70,6 +88,62 @@ def test_a_loop_gives_the_same_numbers_and_skips_pairs(model):
     everything, kept = pair_counts(model)[path][Modality.TEXT].tolist()
     assert 0 < kept < everything
     assert len(reports) == 1, "new thresholds recompiled the graph"
+
+
+@pytest.mark.parametrize("style", BLOCKS)
+def test_a_block_that_routes_tokens_itself_works_alike(style, monkeypatch):
+    block, share = BLOCKS[style]
+    model, inputs = TinyModel(block()), prompt()
+    threshold = 0.45
+
+    def keep(weight):
+        pairs = weight if weight.dim() == 2 and share == "renormalised" else weight[..., None]
+        return weight.masked_fill(
+            (reference.routing_share(pairs, share) < threshold).view_as(weight), 0
+        )
+
+    full = run(model, **inputs)
+    with monkeypatch.context() as patched:
+        patched.setattr(Block, "keep", staticmethod(keep))
+        skipped = run(model, **inputs)
+    assert not torch.allclose(skipped, full, atol=1e-2)
+
+    attach(model, count_pairs=True)
+    fast, reports = compile_observed(model, strict=True)
+    torch.testing.assert_close(run(fast, **inputs), full, atol=1e-5, rtol=1e-5)
+    assert [(report.form, report.status) for report in reports] == [("loop", "rewritten")]
+    theta = keep_all_theta()
+    theta[Modality.TEXT] = threshold
+    path = reports[0].path
+    set_thetas(model, {path: theta})
+    pair_counts(model, reset=True)
+    torch.testing.assert_close(run(fast, **inputs), skipped, atol=1e-5, rtol=1e-5)
+    everything, kept = pair_counts(model)[path][Modality.TEXT].tolist()
+    assert 0 < kept < everything
+    decoded = run(fast, **prompt(batch=1, length=1))
+    assert decoded.shape == (1, 1, HIDDEN)
+    detach(model)
+    torch.testing.assert_close(run(model, **inputs), full)
+
+
+@pytest.mark.parametrize("block", [CapacityEinsum, PaddedBlocks])
+def test_a_block_in_another_style_is_left_alone_and_reported(block):
+    model = TinyModel(block())
+    full = run(model, **prompt())
+    attach(model)
+    fast, reports = compile_observed(model)
+    torch.testing.assert_close(run(fast, **prompt()), full)
+    assert {report.status for report in reports} == {"refused"}
+    assert all(report.reason for report in reports)
+
+
+def test_a_block_called_in_another_way_runs_its_own_loop_and_says_so():
+    model = attach(TinyModel(SeparateWhere()))
+    rows = torch.randn(5, HIDDEN)
+    with pytest.warns(UserWarning, match="called in a way that was not proved"):
+        out = run(lambda: model.layer(rows))
+    detach(model)
+    assert torch.equal(out, run(lambda: model.layer(rows)))
 
 
 def test_an_attached_loop_computes_every_expert_until_it_is_compiled(model):

@@ -1,0 +1,297 @@
+"""Recognise a block that routes tokens itself and loops over its experts.
+
+Such a block is called with hidden states alone. Runs of two sizes show which of its values are the
+routing and what it computes besides; from that comes a graph for all sizes that ends in one call of
+``modes_fx::experts``.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from modes_fx.passes import graph as g
+from modes_fx.passes.agreement import check_agreement
+from modes_fx.passes.loops.body import LiftedExperts, expert_gemms, lift_experts
+from modes_fx.passes.loops.call import NO_EXPERT, ExpertsCall
+from modes_fx.passes.loops.rest import rest_of
+from modes_fx.passes.loops.routing import routings
+from modes_fx.passes.loops.sizes import Cut, for_all_sizes
+from modes_fx.passes.loops.stacks import (
+    expert_weights,
+    has_router,
+    hidden_sizes,
+    may_hold_experts,
+    stacked,
+)
+from modes_fx.passes.loops.trace import Trace, trace
+from modes_fx.passes.region import NoMatchError
+
+SIZES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (((2, 5), (3, 7)), ((10,), (21,)))
+"""Leading dimensions of the hidden states in the two runs: as a batch, else as a list of tokens."""
+
+TOKENS_PER_EXPERT = 8
+"""How many tokens for each expert the proof is run on, so that about all are hit."""
+
+
+@dataclass(frozen=True)
+class BlockLoop:
+    """A block that routes tokens itself, as a graph and one op.
+
+    Attributes:
+        experts: what its experts compute.
+        graph: ``(x, *weights) -> [x, index, weight, rest, *others]``: the experts' input and
+            routing, what the block adds to their sum, and its other outputs.
+        weights: the names of the graph's weights in the block.
+        position: of the experts' sum among the block's outputs; None where it is the only output.
+        rank: the number of dimensions of the hidden states.
+        max_error: the largest relative error found when it was verified.
+    """
+
+    experts: ExpertsCall
+    graph: GraphModule
+    weights: tuple[str, ...]
+    position: int | None
+    rank: int
+    max_error: float = 0.0
+
+    def accepts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a call is of the kind that was proved: hidden states and nothing else."""
+        given = [value for value in (*args, *kwargs.values()) if value is not None]
+        return len(given) == 1 and isinstance(given[0], Tensor) and given[0].dim() == self.rank
+
+    def compute(
+        self,
+        module: nn.Module,
+        params: Sequence[Tensor],
+        mark: Callable[[Tensor], Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Compute what the block's own loop would.
+
+        Args:
+            module: the block.
+            params: the stacked weights.
+            mark: puts the marker behind the combine weights.
+            args: of the block's call.
+            kwargs: of the block's call.
+        """
+        hidden = next(value for value in (*args, *kwargs.values()) if value is not None)
+        parts = self.route(module, hidden)
+        total = self.experts.run(parts.x, parts.index, mark(parts.weight), params)
+        return self.join(parts, total.view(hidden.shape))
+
+    def route(self, module: nn.Module, hidden: Tensor) -> "Parts":
+        """Compute all but the experts."""
+        weights = [_named(module, name) for name in self.weights]
+        x, index, weight, rest, *others = self.graph(hidden, *weights)
+        x = x.reshape(-1, x.shape[-1])
+        tokens = x.shape[0]
+        return Parts(x, index.reshape(tokens, -1), weight.reshape(tokens, -1), rest, others)
+
+    def join(self, parts: "Parts", total: Tensor) -> Any:
+        """Return the block's outputs, from the sum of its experts in the shape of its input."""
+        if parts.rest is not None:
+            total = total + parts.rest.view(total.shape)
+        if self.position is None:
+            return total
+        return (*parts.others[: self.position], total, *parts.others[self.position :])
+
+
+class Parts(NamedTuple):
+    """What a block computes besides its experts.
+
+    Attributes:
+        x: ``[T, H]`` the experts' input.
+        index: ``[T, K]`` integer.
+        weight: ``[T, K]`` combine weights.
+        rest: what is added to the experts' sum, if anything.
+        others: the other outputs.
+    """
+
+    x: Tensor
+    index: Tensor  # type: ignore[assignment]
+    weight: Tensor
+    rest: Tensor | None
+    others: Sequence[Any]
+
+
+def find_block_loop(module: nn.Module) -> BlockLoop | None:
+    """Recognise the loop of a block that is called with hidden states alone.
+
+    Args:
+        module: in evaluation mode, with real weights.
+
+    Returns:
+        The block as a graph and one op; None where it is no such thing.
+
+    Raises:
+        NoMatchError: it routes tokens to experts, but not in a way that could be proved right.
+    """
+    if not (may_hold_experts(module) and has_router(module) and _takes_one_argument(module)):
+        return None
+    for hidden_size in hidden_sizes(module):
+        for sizes in SIZES:
+            shapes = [(*size, hidden_size) for size in sizes]
+            try:
+                traces = [trace(module, _random(module, *shape)) for shape in shapes]
+            except Exception:  # whatever a module that expects something else may raise
+                continue
+            loop = _recognise(module, traces)
+            if loop is not None:
+                return loop
+    return None
+
+
+class _Understood(NamedTuple):
+    experts: ExpertsCall
+    cut: Cut
+    position: int | None
+
+
+def _recognise(module: nn.Module, traces: Sequence[Trace]) -> BlockLoop | None:
+    understood = [_understand(module, traced) for traced in traces]
+    if None in understood:
+        return None
+    (experts, first, position), (other, second, _) = understood  # type: ignore[misc]
+    if experts != other:
+        raise NoMatchError("what its experts compute depends on the data")
+    graph, weights = for_all_sizes(first, second, _names(module))
+    *leading, hidden_size = traces[0].inputs[0].meta["val"].shape
+    loop = BlockLoop(experts, graph, tuple(weights), position, len(leading) + 1)
+    try:
+        return replace(loop, max_error=_verify(loop, module, hidden_size))
+    except (RuntimeError, IndexError) as error:
+        raise NoMatchError(f"the proof could not be run: {error}") from error
+
+
+def _understand(module: nn.Module, traced: Trace) -> _Understood | None:
+    """Find the routing of a run, with which the block is the experts' sum and a rest."""
+    weights = expert_weights(traced, module)
+    gemms = expert_gemms(traced, weights)
+    failure = None
+    for nodes, routing in routings(traced, gemms, weights) if gemms else ():
+        try:
+            lifted = lift_experts(gemms, weights, routing)
+            understood = _separate(module, traced, nodes, lifted)
+            _check(understood, module, traced)
+        except NoMatchError as error:
+            failure = failure or error
+        else:
+            return understood
+    if failure is not None:
+        raise failure
+    return None
+
+
+def _separate(
+    module: nn.Module, traced: Trace, routing: Sequence[Node], lifted: LiftedExperts
+) -> _Understood:
+    """Separate the output that the experts add to from the others, and from the rest of it."""
+    copy, nodes = traced.copy()
+    ends = [nodes[end] for end in lifted.ends]
+    single = isinstance(copy.output, Node)
+    outputs = [copy.output] if single else list(copy.output)
+    behind = g.descendants(ends)
+    positions = [i for i, output in enumerate(outputs) if output in behind]
+    if len(positions) != 1:
+        raise NoMatchError(f"its experts reach {len(positions)} of its outputs, not one")
+    (position,) = positions
+    rest = rest_of(outputs.pop(position), ends)
+    results = [*(nodes[node] for node in routing), rest, *outputs]
+    return _Understood(ExpertsCall.of(lifted), Cut(copy, results), None if single else position)
+
+
+def _check(understood: _Understood, module: nn.Module, traced: Trace) -> None:
+    """Check on the run itself that the routing found gives its output."""
+    experts, cut, position = understood
+    graph, weights = for_all_sizes(cut, cut, _names(module))
+    hidden = traced.inputs[0].meta["val"]
+    _compare(BlockLoop(experts, graph, tuple(weights), position, hidden.dim()), module, hidden)
+
+
+def _verify(loop: BlockLoop, module: nn.Module, hidden_size: int) -> float:
+    """Compare a block with its rewrite in sizes that were not traced, whole and without experts."""
+    num_experts = loop.experts.num_experts
+    one = (1,) * (loop.rank - 1)
+    many = (*one[1:], TOKENS_PER_EXPERT * num_experts)
+    half = torch.arange(num_experts) % 2 == 1
+    return max(
+        _compare(loop, module, _random(module, *one, hidden_size)),
+        _compare(loop, module, _random(module, *many, hidden_size)),
+        _compare(loop, module, _random(module, *many, hidden_size), half),
+    )
+
+
+@torch.no_grad()
+def _compare(
+    loop: BlockLoop, module: nn.Module, hidden: Tensor, removed: Tensor | None = None
+) -> float:
+    """Compare a block with its rewrite; ``removed`` ``[E]`` tells which experts to leave out."""
+    experts = loop.experts
+    params = [stacked(stack, module) for stack in experts.stacks]
+    parts = loop.route(module, hidden.clone())
+    if removed is not None:
+        skip = removed.to(hidden.device)[parts.index]
+        parts = parts._replace(
+            index=parts.index.masked_fill(skip, NO_EXPERT), weight=parts.weight.masked_fill(skip, 0)
+        )
+    routing = (parts.x, parts.index, parts.weight)
+    rewritten = loop.join(parts, experts.run(*routing, params).view(hidden.shape))
+    with _without(experts, module, removed):
+        original = module(hidden.clone())
+    wanted = [original] if loop.position is None else original
+    given = [rewritten] if loop.position is None else rewritten
+    if len(wanted) != len(given):
+        raise NoMatchError(f"its rewrite gives {len(given)} outputs, not {len(wanted)}")
+    return max(
+        check_agreement(
+            one,
+            other,
+            lambda: loop.join(parts, experts.exact(*routing, params).view(hidden.shape)),
+            f"{0 if removed is None else int(removed.sum())} experts left out",
+        )
+        for one, other in zip(wanted, given, strict=True)
+    )
+
+
+@contextmanager
+def _without(experts: ExpertsCall, module: nn.Module, removed: Tensor | None) -> Iterator[None]:
+    """Within the context, the weights of some experts are 0, so that they give 0."""
+    gone = [] if removed is None else torch.where(removed)[0].tolist()
+    parts = [stack.part(module, e) for stack in experts.stacks for e in gone]
+    kept = [part.clone() for part in parts]
+    try:
+        for part in parts:
+            part.zero_()
+        yield
+    finally:
+        for part, value in zip(parts, kept, strict=True):
+            part.copy_(value)
+
+
+def _takes_one_argument(module: nn.Module) -> bool:
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return len(required) == 1
+
+
+def _random(module: nn.Module, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(next(module.parameters()))
+
+
+def _names(module: nn.Module) -> dict[int, str]:
+    return {id(t): name for name, t in (*module.named_buffers(), *module.named_parameters())}
+
+
+def _named(module: nn.Module, name: str) -> Tensor:
+    path, _, last = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(path), last)
+    return tensor
