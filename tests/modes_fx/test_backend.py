@@ -3,7 +3,6 @@
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ import modes_fx
 from modes_fx import modes_backend
 from modes_fx.attach import find_expert_modules, keep_all_theta, set_thetas
 from modes_fx.backend import BackendOptions, compile_graph
-from modes_fx.kernels import reference
 from modes_fx.vocabulary import Modality
+from tests.oracle import codes_of, eager_oracle, middle_threshold
 from tests.tiny import chat, compile_observed, left_padded, tiny_vlm
 
 EAGER = {"compiler": "eager"}
@@ -38,57 +37,6 @@ def model(pristine) -> Iterator[nn.Module]:
     torch.compiler.reset()
     with torch.no_grad():
         yield copy.deepcopy(pristine)
-
-
-def middle_threshold(pristine: nn.Module, call: dict, fraction: float) -> float:
-    """A threshold in the middle of a gap between observed shares, so that rounding changes nothing.
-
-    About ``fraction`` of the shares lie below it.
-    """
-    shares = []
-
-    def record(_, args) -> None:
-        shares.append(reference.routing_share(args[2], "renormalised").flatten())
-
-    handles = [
-        layer.register_forward_pre_hook(record) for layer in find_expert_modules(pristine).values()
-    ]
-    pristine(**call)
-    for handle in handles:
-        handle.remove()
-    ordered = torch.cat(shares).sort().values
-    start = int(fraction * len(ordered))
-    gaps = ordered[1:] - ordered[:-1]
-    widest = start + int(gaps[start : start + len(ordered) // 5].argmax())
-    return float((ordered[widest] + ordered[widest + 1]) / 2)
-
-
-@contextmanager
-def eager_oracle(
-    model: nn.Module, thetas: dict[str, torch.Tensor], modality: torch.Tensor
-) -> Iterator[None]:
-    """Skip in the unmodified model by giving skipped pairs the weight 0."""
-
-    def zero_skipped(theta, args):
-        x, index, weight = args
-        kept, _ = reference.gate(index, weight, modality, theta, 8, "renormalised")
-        return x, index, weight.masked_fill(kept == 8, 0)
-
-    handles = [
-        model.get_submodule(path).register_forward_pre_hook(
-            lambda _, args, theta=theta: zero_skipped(theta, args)
-        )
-        for path, theta in thetas.items()
-    ]
-    yield
-    for handle in handles:
-        handle.remove()
-
-
-def codes_of(call: dict) -> torch.Tensor:
-    codes = call["mm_token_type_ids"].clone()
-    codes[call["attention_mask"] == 0] = Modality.PADDING
-    return codes.flatten()
 
 
 @pytest.mark.parametrize("name", CALLS)
