@@ -35,13 +35,19 @@ def experts(
     pair = flat.argsort(stable=True)[: sum(counts)]  # [P]
     token = pair // num_slots
 
-    def matmul(rows: torch.Tensor, matrix: torch.Tensor, transposed: bool) -> torch.Tensor:
+    def matmul(
+        rows: torch.Tensor, matrix: torch.Tensor, transposed: bool, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         if transposed:
             matrix = matrix.transpose(1, 2)
         out = rows.new_empty(rows.shape[0], matrix.shape[2])
         parts = zip(hit, rows.split(counts), out.split(counts), strict=True)
         for (e, _), expert_rows, expert_out in parts:
-            torch.mm(expert_rows, matrix[e], out=expert_out)
+            factor = matrix[e].to(rows.dtype)
+            if bias is None:
+                torch.mm(expert_rows, factor, out=expert_out)
+            else:
+                torch.addmm(bias[e].to(rows.dtype), expert_rows, factor, out=expert_out)
         return out
 
     rows = body.run(x[token], weight.reshape(-1)[pair, None], params, flat[pair], matmul)

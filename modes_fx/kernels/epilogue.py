@@ -9,8 +9,9 @@ A body is a function ``y = body(x, w, p0, p1, ...)`` of the rows of one expert:
 
 It is lifted from a model's graph, so that any activation, bias, clamp or layout survives, and is
 complete in itself: no registry key, so it can cross processes, exports and compile caches.
-Operations are ATen overloads from a whitelist, plus ``matmul`` (rows times a per-expert matrix) and
-``slice`` (a strided part of the last dimension). Values are named ``%0, %1, ...`` in order.
+Operations are ATen overloads from a whitelist, plus ``matmul`` (rows times a per-expert matrix, and
+perhaps a per-expert bias) and ``slice`` (a strided part of the last dimension). Values are named
+``%0, %1, ...`` in order.
 """
 
 import json
@@ -68,8 +69,9 @@ ATEN_WHITELIST = frozenset(
 )
 """Row-wise operations a body may contain: each output row depends on the same input row only."""
 
-Matmul = Callable[[torch.Tensor, torch.Tensor, bool], torch.Tensor]
-"""(rows [n, in], weight [E, ...], transposed) -> [n, out]: every row times its expert's matrix."""
+Matmul = Callable[[torch.Tensor, torch.Tensor, bool, torch.Tensor | None], torch.Tensor]
+"""(rows [n, in], weight [E, ...], transposed, bias [E, out]) -> [n, out]: every row times its
+expert's matrix, plus its bias where there is one, rounded once."""
 
 
 class BodyError(ValueError):
@@ -175,8 +177,9 @@ class Body:
         result = x
         for position, step in enumerate(self.steps):
             if step.op == MATMUL:
-                rows, param, transposed = step.args
-                result = matmul(read(rows), params[int(param[1:])], transposed)
+                rows, param, transposed, *bias = step.args
+                added = params[int(bias[0][1:])] if bias else None
+                result = matmul(read(rows), params[int(param[1:])], transposed, added)
             elif step.op == SLICE:
                 rows, start, end, stride = step.args
                 result = read(rows)[..., start:end:stride]
@@ -200,9 +203,11 @@ def _check_step(step: Step, position: int, num_params: int) -> None:
         if not known:
             raise BodyError(f"step {position} ({step.op}) reads the undefined value {name!r}")
     if step.op == MATMUL:
-        if len(step.args) != 3 or not str(step.args[1]).startswith("p"):
+        weights = (step.args[1], *step.args[3:]) if 3 <= len(step.args) <= 4 else ("",)
+        if not all(str(weight).startswith("p") for weight in weights):
             raise BodyError(
-                f"step {position}: matmul takes rows, a parameter and a transposed flag"
+                f"step {position}: matmul takes rows, a parameter, a transposed flag and perhaps "
+                "a parameter of biases"
             )
     elif step.op == SLICE:
         if len(step.args) != 4:

@@ -115,8 +115,11 @@ def experts(
 
 
 def _expert_matmul(e: int) -> Matmul:
-    def matmul(rows: torch.Tensor, weight: torch.Tensor, transposed: bool) -> torch.Tensor:
+    def matmul(
+        rows: torch.Tensor, weight: torch.Tensor, transposed: bool, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         matrix = weight[e].to(rows.dtype)
-        return rows @ (matrix.T if transposed else matrix)
+        matrix = matrix.T if transposed else matrix
+        return rows @ matrix if bias is None else torch.addmm(bias[e].to(rows), rows, matrix)
 
     return matmul

@@ -220,13 +220,8 @@ class _ExpertLifter(RowLifter):
 
     def _gemm(self, node: Node) -> str:
         *bias, rows, matrix = node.args
-        if matrix not in self._weights or node.kwargs:
+        if any(weight not in self._weights for weight in (matrix, *bias)) or node.kwargs:
             raise NoMatchError("its experts multiply by something that is not their weight", node)
-        weight = self._weights[matrix]  # type: ignore[index]
-        result = self._step(
-            MATMUL,
-            (self._value(rows), self._param(weight), weight.transposed),  # type: ignore[arg-type]
-        )
-        if not bias:
-            return result
-        return self._step("aten.add.Tensor", (result, self._value(bias[0])))  # type: ignore[arg-type]
+        weight, *biases = (self._weights[w] for w in (matrix, *bias))  # type: ignore[index]
+        params = (self._param(weight), weight.transposed, *map(self._param, biases))
+        return self._step(MATMUL, (self._value(rows), *params))  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ def find_loops(model: nn.Module) -> FoundLoops:
     settled: list[str] = []
     for path, module in reversed(list(model.named_modules())):
         kind = _kind(module)
-        if kind in without_loop or any(inner.startswith(f"{path}.") for inner in settled):
+        if kind in without_loop or any(_inside(inner, path) for inner in settled):
             continue
         try:
             loop = find_expert_loop(module) or find_block_loop(module)
@@ -69,7 +69,7 @@ def owns_stack(module: nn.Module) -> bool:
 
 
 def _inside(path: str, other: str) -> bool:
-    return path.startswith(f"{other}.")
+    return path != other and (not other or path.startswith(f"{other}."))
 
 
 def _kind(module: nn.Module) -> Hashable:

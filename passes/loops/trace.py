@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Interpreter, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
@@ -52,9 +52,18 @@ def trace(call: Callable[..., Any], *args: Tensor) -> Trace:
 
 
 class _Recorder(Interpreter):
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self._weights: set[int] = set()
+
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        # An operation in place would change what was written down before.
-        cloned = isinstance(value, Tensor) and n.op == "call_function"
-        n.meta["val"] = value.clone() if cloned else value
+        n.meta["val"] = value
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage().data_ptr()
+            if n.op == "get_attr":
+                self._weights.add(storage)
+            elif storage not in self._weights:
+                # An operation in place would change what was written down before.
+                n.meta["val"] = value.clone()
         return value

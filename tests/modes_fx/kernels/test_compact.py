@@ -65,6 +65,19 @@ def test_it_equals_the_reference(tokens, top_k, experts, skipped) -> None:
     assert_same(x, index.masked_fill(skip, experts), weight, params, experts)
 
 
+def test_a_bias_of_a_product_is_rounded_with_it() -> None:
+    x, index, weight, params, experts = problem(9, 2, 4, torch.bfloat16)
+    body = Body((True, True), (Step(MATMUL, ("x", "p0", True, "p1")),))
+    square = torch.cat((params[0], params[2]), dim=1)[:, :HIDDEN]
+    bias = torch.cat((params[1], params[1]), dim=1)[:, :HIDDEN]
+    first = index[:, :1]
+    got = compact.experts(x, first, weight[:, :1], (square, bias), body, experts)
+    exact = torch.einsum("toh,th->to", square.float()[first[:, 0]], x.float())
+    exact = (exact + bias.float()[first[:, 0]]).bfloat16()
+    assert_close(got, exact, rtol=2**-8, atol=0)
+    assert (got == exact).float().mean() > 0.95, "the product was rounded before the bias"
+
+
 def test_all_tokens_may_choose_one_expert() -> None:
     x, index, weight, params, experts = problem(33, 1, 6)
     assert_same(x, torch.full_like(index, 4), weight, params, experts)

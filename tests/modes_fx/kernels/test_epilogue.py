@@ -24,7 +24,8 @@ SWIGLU = Body(
 )
 
 
-def one_expert(rows, weight, transposed):
+def one_expert(rows, weight, transposed, bias):
+    assert bias is None
     return rows @ (weight[0].T if transposed else weight[0])
 
 
