@@ -7,7 +7,7 @@ with a name and ``find``, one entry in ``modes_fx.passes.pipeline.PATTERNS``, an
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from modes_fx.passes import graph as g
 from modes_fx.passes.lift import Lifter
@@ -30,10 +30,19 @@ class Pattern(ABC):
     name: ClassVar[str]
     proved: ClassVar[bool] = False
     """Whether its regions were proved right before they were captured."""
+    lifter: ClassVar[type[Lifter]] = Lifter
 
     @abstractmethod
     def find(self, graph: Graph) -> list[Candidate]:
         """Return the candidates in a functional ATen graph, in its order."""
+
+    def combine(self, candidate: Candidate, tokens: int, top_k: int) -> Node:
+        """Return the node that sums each token's experts.
+
+        Raises:
+            NoMatchError: there is none.
+        """
+        return combine_of(candidate, tokens, top_k)
 
     def check(self, candidate: Candidate) -> Region:
         """Cut a candidate at x, index and weight, and lift what its experts compute.
@@ -44,8 +53,8 @@ class Pattern(ABC):
         index = pair_matrix(candidate.index_source)
         tokens, top_k = g.shape(index) or (0, 0)
         num_experts = (g.shape(candidate.gemms[0].weight) or (0,))[0]
-        total = combine_of(candidate, tokens, top_k)
-        lifter = Lifter(candidate, tokens, top_k, num_experts)
+        total = self.combine(candidate, tokens, top_k)
+        lifter = self.lifter(candidate, tokens, top_k, num_experts)
         body = lifter.lift(total.all_input_nodes[0])
         if lifter.x is None or lifter.weight is None:
             missing = "input rows" if lifter.x is None else "combine weights"

@@ -15,6 +15,7 @@ from torch.fx.node import map_arg
 
 from modes_fx.passes import graph as g
 from modes_fx.passes.batched_mm import BatchedMM
+from modes_fx.passes.dense_bmm import DenseBMM
 from modes_fx.passes.grouped_mm import GroupedMM
 from modes_fx.passes.loops.op import LoopOp
 from modes_fx.passes.pattern import Pattern
@@ -24,7 +25,7 @@ from modes_fx.passes.rewrite import find_marker, remove_markers, resolve_gate, r
 from modes_fx.passes.router import RouterOrigin, router_origin
 from modes_fx.passes.verify import verify
 
-PATTERNS: Sequence[Pattern] = (GroupedMM(), BatchedMM(), LoopOp())
+PATTERNS: Sequence[Pattern] = (GroupedMM(), BatchedMM(), DenseBMM(), LoopOp())
 
 
 def rewrite_graph(
@@ -188,7 +189,7 @@ def _has_real_weights(region: Region, inputs: Mapping[Node, Any]) -> bool:
 
 def _signature(region: Region) -> str:
     nodes = region.nodes
-    boundary = (*region.params, region.x, region.index, region.weight)
+    boundary = (*region.params, *region.boundary)
     number = {node: position for position, node in enumerate((*boundary, *nodes))}
     lines = [region.body.to_json(), *(str(node.meta["val"]) for node in boundary)]
     for node in nodes:

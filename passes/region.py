@@ -75,6 +75,7 @@ class Region:
         body: what an expert computes.
         num_experts: E.
         skipped_id: the expert id that a skipped pair gets; none of the experts' own.
+        dense: ``[T, E]`` where the graph holds the combine weights so, 0 where not chosen.
     """
 
     form: str
@@ -87,11 +88,18 @@ class Region:
     body: Body
     num_experts: int
     skipped_id: int
+    dense: Node | None = None
+
+    @property
+    def boundary(self) -> tuple[Node, ...]:
+        """The values of the call that the region reads."""
+        dense = () if self.dense is None else (self.dense,)
+        return (self.x, self.index, self.weight, *dense)
 
     @property
     def nodes(self) -> list[Node]:
-        """The nodes that compute ``out`` from ``x``, ``index``, ``weight`` and graph inputs."""
-        return g.between(self.out, (self.x, self.index, self.weight))
+        """The nodes that compute ``out`` from the boundary and graph inputs."""
+        return g.between(self.out, self.boundary)
 
 
 def pair_matrix(node: Node) -> Node:

@@ -33,18 +33,19 @@ class GateArguments(NamedTuple):
 def find_marker(region: Region) -> Node | None:
     """Return the marker of a region; None where the model is not attached.
 
-    It stands in front of the experts' input, or of their combine weights.
+    It stands in front of the experts' input, or of their combine weights, or of rows that hold the
+    input once for every expert.
 
     Raises:
         NoMatchError: the marker saw other tokens than the region computes.
     """
-    sources = (g.through_views(node) for node in (region.x, region.weight))
-    node = next((source for source in sources if source.target is MARKER), None)
+    sources = [g.through_views(node) for node in (region.x, region.weight)]
+    node = next((source for source in sources + region.nodes if source.target is MARKER), None)
     if node is None:
         return None
     tokens = (g.shape(region.x) or (0,))[0]
     marked = prod((g.shape(node) or ())[:-1])
-    if marked != tokens:
+    if marked != tokens * (1 if node in sources else region.num_experts):
         raise NoMatchError(f"its experts see {tokens} tokens, its marker {marked}", node)
     return node
 

@@ -18,6 +18,7 @@ from modes_fx.kernels import compact, reference
 from modes_fx.passes import graph as g
 from modes_fx.passes.agreement import check_agreement
 from modes_fx.passes.region import NoMatchError, Region
+from modes_fx.passes.rewrite import MARKER
 
 ENOUGH_PAIRS = 64
 """Where a call has fewer pairs, several draws are compared: one may agree by accident."""
@@ -85,6 +86,9 @@ def _run(
     region: Region, inputs: Mapping[Node, Any], x: Tensor, index: Tensor, weight: Tensor
 ) -> Tensor:
     values: dict[Node, Any] = {region.x: x, region.index: index, region.weight: weight}
+    if region.dense is not None:
+        by_expert = weight.new_zeros(len(x), region.num_experts)
+        values[region.dense] = by_expert.scatter(1, index, weight)
 
     def read(node: Node) -> Any:
         if node in values:
@@ -95,6 +99,8 @@ def _run(
     for node in region.nodes:
         if isinstance(node.meta.get("val"), int | torch.SymInt):
             values[node] = read(node)
+        elif node.target is MARKER:
+            values[node] = read(node.all_input_nodes[0])
         else:
             args, kwargs = map_arg((node.args, node.kwargs), read)
             values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
