@@ -7,10 +7,10 @@ not change what a row's value is, so it is transparent here; only row-wise opera
 import torch
 from torch.fx import Node
 
-from modes_fx.kernels.epilogue import MATMUL, Body
+from modes_fx.kernels.epilogue import ATEN_WHITELIST, MATMUL, Body
 from modes_fx.passes import graph as g
 from modes_fx.passes.region import Candidate, NoMatchError
-from modes_fx.passes.rows import RowLifter
+from modes_fx.passes.rows import RowLifter, functional_name
 
 aten = torch.ops.aten
 
@@ -50,7 +50,7 @@ class Lifter(RowLifter):
         if node in self._gemms:
             return self._gemm(node)
         if node not in self._in_pairs:
-            return self._boundary(node)
+            return None if _is_made_of_parameters(node) else self._boundary(node)
         if node.target is aten.index.Tensor:
             return self._gather(node)
         return None
@@ -100,3 +100,12 @@ class Lifter(RowLifter):
             self.params.append(node)
             self._per_expert.append(per_expert)
         return f"p{self.params.index(node)}"
+
+
+def _is_made_of_parameters(node: Node) -> bool:
+    """Return whether a vector is computed from parameters alone, as a norm's ``1 + weight``."""
+    return (
+        functional_name(node) in ATEN_WHITELIST
+        and len(g.shape(node) or ()) == 1
+        and all(g.is_weight(s) or _is_made_of_parameters(s) for s in node.all_input_nodes)
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import StaticCache
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from modes_fx.bench.coverage.inputs import Inputs
 
@@ -55,7 +55,8 @@ def _encoded(output: Any, inputs: Inputs) -> dict[str, Any]:
     if state is None:
         return {}
     mask = inputs.prefill["attention_mask"]
-    return {"encoder_outputs": BaseModelOutput(last_hidden_state=state), "attention_mask": mask}
+    encoded = MoeModelOutputWithPast(last_hidden_state=state)
+    return {"encoder_outputs": encoded, "attention_mask": mask}
 
 
 def distance(expected: Tensor, actual: Tensor) -> float:

@@ -110,7 +110,6 @@ class Comparison:
         self.original, self.record = original, record
         self.inputs = original.inputs
         self.model = tiny_model(record.model_type)  # what attach does must not reach the oracle
-        self.record.calls = [CallRecord() for _ in original.logits]
         self.captures: list[Sequence[LayerReport]] = []
         self.attached = False
 
@@ -118,6 +117,7 @@ class Comparison:
         """Fill the record."""
         logits, seen = self._ask_oracle(lambda number, path: False)
         self.record.layers = sorted({path for layers in seen for path in layers})
+        self.record.calls = [CallRecord(layers=sorted(layers)) for layers in seen]
         for expected, actual in zip(self.original.logits, logits, strict=True):
             if not (error := distance(expected, actual)) <= TOLERANCE:
                 raise ArithmeticError(f"the oracle that skips nothing is off by {error:.1e}")
@@ -170,7 +170,7 @@ class Comparison:
                 raise
             torch.compiler.reset()
             self.captures.clear()
-            self.record.calls = [CallRecord() for _ in self.record.calls]
+            self.record.calls = [CallRecord(layers=call.layers) for call in self.record.calls]
             self.record.fullgraph_error = str(error)
             return self._compiled_calls(fullgraph=False)
         self.record.fullgraph = fullgraph
@@ -191,15 +191,20 @@ class Comparison:
         call = self.record.calls[number]
         call.graphs = len(captures)
         counted = pair_counts(self.model) if self.attached else {}
-        gated = [path for path, count in counted.items() if count.any()]
+        gated = [path for path, count in counted.items() if knows_modality(count)]
         call.rewritten = [
-            layer for layer in self.record.layers if any(is_same(layer, path) for path in gated)
+            layer for layer in call.layers if any(is_same(layer, path) for path in gated)
         ]
+        for layer in self.record.layers:
+            if any(is_same(layer, path) for path in counted.keys() - gated if counted[path].any()):
+                self.record.reasons[layer] = (
+                    "the modality of its tokens is not known in some calls, so none is skipped"
+                )
         for report in (report for reports in captures for report in reports):
             for layer in self.record.layers:
                 if report.status != "rewritten" and is_same(layer, report.path):
                     self.record.reasons[layer] = report.reason
-        for layer in self.record.layers:
+        for layer in call.layers:
             if layer not in call.rewritten:
                 self.record.reasons.setdefault(layer, "no captured graph contains it")
 
@@ -217,7 +222,7 @@ class Comparison:
             call.graphs_after_thresholds = len(captures)
             gated = [layer for path, layer in seen[number].items() if path in call.rewritten]
             call.near = sum(layer.near for layer in gated)
-            counted = pair_counts(self.model).values()
+            counted = [count for count in pair_counts(self.model).values() if knows_modality(count)]
             for code in Modality:
                 add(call.pairs, code, sum(int(count[code, 0]) for count in counted))
                 add(call.kept, code, sum(int(count[code, 1]) for count in counted))
@@ -243,6 +248,11 @@ def theta_of(path: str, seen: Mapping[str, Layer]) -> Tensor:
             for code, value in layer.thetas.items():
                 theta[code] = value
     return theta
+
+
+def knows_modality(count: Tensor) -> bool:
+    """Return whether a layer counted pairs ``[M, 2]`` of tokens whose modality it was told."""
+    return bool(count.any()) and not bool(count[Modality.OTHER].any())
 
 
 def is_same(layer: str, path: str) -> bool:

@@ -27,7 +27,8 @@ class CallRecord:
     """One call: the prefill, or a decode step. Errors are fractions of the largest logit.
 
     Attributes:
-        rewritten: MoE layers that were rewritten, and so gated.
+        layers: MoE layers that the unmodified model ran in this call.
+        rewritten: those of them that were rewritten, and so gated.
         error_all_kept: against the unmodified model, with thresholds that keep all.
         error_skipping: against the oracle, with thresholds that skip about half of the pairs.
         effect: how much the oracle's skipping changes the output: what a wrong rewrite would cost.
@@ -38,6 +39,7 @@ class CallRecord:
         graphs_after_thresholds: graphs captured again after the thresholds were changed.
     """
 
+    layers: list[str] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
     error_all_kept: float | None = None
     error_skipping: float | None = None
@@ -72,7 +74,7 @@ class Record:
 
     Attributes:
         model_type: the type, or ``outer+inner``.
-        layers: MoE layers that the unmodified model ran, counted by the oracle.
+        layers: MoE layers that the unmodified model ran in any call, as the oracle saw them.
         image: whether there was an image in the call.
         image_traceback: why there was none, though the type takes images.
         static_cache: whether decoding used a static cache.
@@ -114,7 +116,8 @@ class Record:
     @property
     def matched(self) -> int:
         """How many MoE layers are rewritten in every call that they take part in."""
-        return min((len(call.rewritten) for call in self.calls), default=0)
+        left = {path for call in self.calls for path in call.layers if path not in call.rewritten}
+        return len(self.layers) - len(left)
 
     @property
     def verdict(self) -> Verdict:

@@ -83,6 +83,26 @@ def test_biases_are_part_of_the_body() -> None:
     assert "add" in report.body
 
 
+class NormalisedExperts(GroupedExperts):
+    """A norm of each expert's output, with a scale of ``1 + offset``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.randn(16))
+
+    def weighted(self, rows, weight):
+        scaled = rows * (1.0 + self.offset)
+        norm = scaled * torch.rsqrt(scaled.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return super().weighted(norm, weight)
+
+
+def test_vectors_computed_from_parameters_are_part_of_the_body() -> None:
+    torch.manual_seed(0)
+    report = through_the_passes(NormalisedExperts(), *routed_tokens())
+    assert report.status == "rewritten"
+    assert "rsqrt" in report.body
+
+
 class Unrestored(GroupedExperts):
     """Forgets to undo the sorting: alike to the last node, but another function."""
 

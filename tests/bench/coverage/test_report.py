@@ -13,6 +13,7 @@ LAYER = "model.layers.0.mlp.experts"
 def call(**changes: object) -> CallRecord:
     """A call without a mistake, but for the changes."""
     right = CallRecord(
+        layers=[LAYER],
         rewritten=[LAYER],
         error_all_kept=1e-7,
         error_skipping=2e-7,
