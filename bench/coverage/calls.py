@@ -11,7 +11,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from modes_fx.bench.coverage.inputs import Inputs
 
-CACHE_LENGTH = 32
+CACHE_LENGTH = 192
 
 Call = Callable[[int, dict[str, Any]], Any]
 """Takes the number of a call, 0 the prefill, and its arguments; returns the model's output."""

@@ -15,7 +15,7 @@ SIDE = IMAGE // PATCH
 BEFORE, AFTER, STEPS = 5, 9, 2
 FIRST_WORD, LAST_WORD = 5, 280
 
-TOKENS_PER_IMAGE = {"step3p7": 1}
+TOKENS_PER_IMAGE = {"deepseek_ocr2": 145, "step3p7": 1, "unlimited_ocr": 3}
 """Types that do not merge 2 x 2 patches into one token."""
 
 
@@ -81,10 +81,15 @@ def _image(model: PreTrainedModel, generator: torch.Generator) -> dict[str, Tens
 
     if "image_grid_thw" in parameters:
         grid = {"image_grid_thw": torch.tensor([[1, SIDE, SIDE]])}
-        if hasattr(vision, "pos_emb_height") and not hasattr(vision, "temporal_patch_size"):
-            return {"pixel_values": random(SIDE * SIDE, 3, PATCH, PATCH), **grid}
-        depth = getattr(vision, "temporal_patch_size", None) or 1
-        return {"pixel_values": random(SIDE * SIDE, 3 * depth * PATCH**2), **grid}
+        depth = getattr(vision, "temporal_patch_size", getattr(vision, "patch_temporal", None))
+        if hasattr(vision, "posemb_grid_size"):
+            return {
+                "pixel_values": random(SIDE**2 // 4, 2 * PATCH, 2 * PATCH, 3),
+                "image_grid_thw": torch.tensor([[1, SIDE // 2, SIDE // 2]]),
+            }
+        if hasattr(vision, "pos_emb_height") and depth is None:
+            return {"pixel_values": random(SIDE**2, 3, PATCH, PATCH), **grid}
+        return {"pixel_values": random(SIDE**2, 3 * (depth or 1) * PATCH**2), **grid}
     if "image_position_ids" in parameters:
         side = 2 * vision.pooling_kernel_size
         positions = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy")

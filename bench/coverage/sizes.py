@@ -120,6 +120,10 @@ _LINEAR_AND_FULL = ["linear_attention", "full_attention"]
 BY_TYPE: Mapping[str, Fields] = {
     "bailing_hybrid": {"num_key_value_heads": 4},
     "deepseek_v4": {"mlp_layer_types": ["hash_moe", "moe"]},
+    **_each(
+        {"downsample_channels": [HIDDEN, HIDDEN]},
+        *("deepseek_ocr2_sam_vision_model", "unlimited_ocr_sam_vision_model"),
+    ),
     "doge": {"is_moe": True, "num_experts": 16},
     "ernie4_5_vl_moe_text": {
         "moe_intermediate_size": [32, 16],
@@ -143,6 +147,7 @@ BY_TYPE: Mapping[str, Fields] = {
     },
     "kimi_linear": {"layer_types": _LINEAR_AND_FULL},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "muse_spark": {"out_hidden_size": 4 * HIDDEN},
     "muse_spark_audio": {"hidden_sizes": [16, 16], "patch_sizes": [4, 4], "depths": [1, 1]},
     "nemotron_h": {
         "num_hidden_layers": None,
