@@ -9,6 +9,7 @@ Both make torch capture compiled models anew.
 
 import warnings
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from modes_fx.hooks import (
     Attachment,
     GateOptions,
     attach_layer,
+    find_decoder_layers,
     hook_modality,
     keep_all_theta,
     mark_input,
@@ -104,9 +106,13 @@ def attach(
         min_k=policy.min_k if policy else 0,
         modality=attachment.modality,
     )
+    in_decoder = find_decoder_layers(model, layers)
+    if in_decoder:
+        attachment.decoder_modality = ModalityBuffer(devices, max_tokens)
+        decoder_gate = replace(gate, modality=attachment.decoder_modality)
     setattr(model, ATTACHMENT, attachment)
     for path, layer in layers.items():
-        attach_layer(path, layer, gate, count_pairs)
+        attach_layer(path, layer, decoder_gate if path in in_decoder else gate, count_pairs)
         if path in found.loops:
             attachment.loops[path] = ReplacedLoop(layer, found.loops[path])
         else:

@@ -61,6 +61,7 @@ class Attachment:
         target: the calibrated target in force; None keeps every expert.
         layers: the modules that own experts, by path.
         modality: the modality of the tokens of the call in flight.
+        decoder_modality: where an encoder reads those, the modality of the decoder's own tokens.
         handles: the hooks to remove.
         loops: the expert loops that run as one op, by path.
         left: why other modules that loop over experts were left as they are, by path.
@@ -73,6 +74,7 @@ class Attachment:
     target: float | None
     layers: Mapping[str, nn.Module]
     modality: ModalityBuffer
+    decoder_modality: ModalityBuffer | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
     loops: dict[str, Replacement] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
@@ -143,6 +145,20 @@ def _mark_first(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return args, {**kwargs, name: mark(layer, kwargs[name])}
 
 
+def find_decoder_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
+    """Return the layers of an encoder-decoder that see its ``decoder_input_ids``.
+
+    Args:
+        model: a transformers model.
+        layers: the modules that own experts, by path.
+    """
+    if "decoder_input_ids" not in inspect.signature(model.forward).parameters:
+        return set()
+    encoder: nn.Module = model.get_encoder()  # type: ignore[operator]
+    in_encoder = set(encoder.modules())
+    return {path for path, layer in layers.items() if layer not in in_encoder}
+
+
 def hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds) -> None:
     """Put hooks on the model that keep the modality buffer true during a call, and only then."""
     positions = {name: i for i, name in enumerate(inspect.signature(model.forward).parameters)}
@@ -159,7 +175,9 @@ def hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds)
             replacement.check()
         modality = kwargs.get("modality")
         input_ids, embeddings = argument("input_ids"), argument("inputs_embeds")
-        if input_ids is None and modality is None:
+        decoder_ids = argument("decoder_input_ids")
+        encoded_before = decoder_ids is not None and embeddings is None
+        if input_ids is None and modality is None and not encoded_before:
             warnings.warn(
                 "the model was called without input_ids, so the modality of its tokens is unknown "
                 "and nothing is skipped: pass modality=[B, S] codes (modes_fx.Modality) as well",
@@ -174,6 +192,10 @@ def hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds)
             shape=None if embeddings is None else tuple(embeddings.shape[:2]),
         )
         attachment.modality.write(codes)
+        if attachment.decoder_modality is not None:
+            mask = argument("decoder_attention_mask")
+            decoder_codes = modality_codes(token_ids, decoder_ids, attention_mask=mask)
+            attachment.decoder_modality.write(decoder_codes)
         return args, {name: value for name, value in kwargs.items() if name != "modality"}
 
     def end_call(module: nn.Module, args: Any, output: Any) -> None:
@@ -198,6 +220,8 @@ def _begin_call(attachment: Attachment) -> ExitStack:
     call = ExitStack()
     call.callback(attachment.in_flight.release)
     call.callback(attachment.modality.reset)
+    if attachment.decoder_modality is not None:
+        call.callback(attachment.decoder_modality.reset)
     # A graph break between the layers, as vision towers cause, makes Dynamo capture every layer by
     # itself; the layers are one code object to it, so its limit must allow for all of them.
     captures = RECOMPILES_PER_LAYER * len(attachment.layers)
