@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from modes_fx.attach import (
     attach,
+    attached,
     detach,
     find_expert_modules,
     pair_counts,
@@ -174,9 +175,10 @@ def keep_all_policy(model: PreTrainedModel) -> SkipPolicy:
 
 
 def _blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that hold a router and its experts: those that own the experts' modules."""
-    parents = {path.rpartition(".")[0] for path in find_expert_modules(model)}
-    return [model.get_submodule(path) for path in sorted(parents)]
+    """The modules to compile: loops by themselves, others with the router in front of them."""
+    attachment = attached(model)
+    paths = {p if p in attachment.loops else p.rpartition(".")[0] for p in attachment.layers}
+    return [model.get_submodule(path) for path in sorted(paths)]
 
 
 def _without_padding(count: Tensor) -> Tensor:

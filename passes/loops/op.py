@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from modes_fx.kernels.epilogue import MATMUL, Body
+from modes_fx.passes import graph as g
 from modes_fx.passes.loops.call import NO_EXPERT
 from modes_fx.passes.pattern import Pattern
 from modes_fx.passes.region import Candidate, Gemm, Region
@@ -24,7 +25,7 @@ class LoopOp(Pattern):
         for node in found:
             x, index, _, params, body, _ = node.args
             gemms = tuple(
-                Gemm(node, x, params[int(step.args[1][1:])], step.args[2])
+                Gemm(node, x, _source(params[int(step.args[1][1:])]), step.args[2])
                 for step in Body.from_json(body).steps
                 if step.op == MATMUL
             )
@@ -48,3 +49,9 @@ class LoopOp(Pattern):
             num_experts=num_experts,
             skipped_id=NO_EXPERT,
         )
+
+
+def _source(param: Node) -> Node:
+    """Return the graph's input behind a parameter, where it is that and not a part of it."""
+    source = g.through_views(param)
+    return source if g.shape(source) == g.shape(param) else param

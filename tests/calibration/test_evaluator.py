@@ -63,6 +63,18 @@ def test_a_measurement_depends_on_nothing_measured_before(evaluator) -> None:
     assert_close(dict(once.counts), dict(again.counts), rtol=0, atol=0)
 
 
+def test_experts_in_a_loop_are_measured_alike(model, batches) -> None:
+    looped = copy.deepcopy(model)
+    looped.set_experts_implementation("eager")
+    theta = torch.where(keep_all_theta() == -torch.inf, 0.4, keep_all_theta())
+    measured = []
+    for one in (model, looped):
+        with Evaluator(one, Reference.record(one, batches)) as evaluator:
+            measured.append(evaluator.measure(dict.fromkeys(evaluator.layers, theta)))
+    assert measured[1].kl == pytest.approx(measured[0].kl, rel=1e-3)
+    assert_close(dict(measured[1].counts), dict(measured[0].counts), rtol=0, atol=0)
+
+
 def test_an_unknown_layer_is_refused(evaluator) -> None:
     with pytest.raises(ValueError, match=r"no MoE layer 'model\.layers\.9'"):
         evaluator.measure({"model.layers.9": keep_all_theta()})
