@@ -63,6 +63,48 @@ def test_every_path_is_rewritten_and_right_with_and_without_thresholds(model, pr
     assert 0 < kept[:, 1].sum() < kept[:, 0].sum()
 
 
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fill what ``torch.empty`` returns with NaN, as deterministic mode does."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_experts_whose_pairs_are_all_skipped_may_be_nan(model, pristine) -> None:
+    call = CALLS["two_images"]
+    theta = keep_all_theta()
+    theta[[Modality.TEXT, Modality.VISION]] = middle_threshold(pristine, call, 0.8)
+    thetas = dict.fromkeys(find_expert_modules(pristine), theta)
+    compiled, _ = compile_observed(modes_fx.attach(model), strict=True)
+    compiled(**call)
+    set_thetas(model, thetas)
+    only_skipped = {}
+
+    def record(path, args) -> None:
+        _, index, weight = args
+        only_skipped[path] = sorted(set(index.flatten().tolist()) - set(index[weight > 0].tolist()))
+
+    with eager_oracle(pristine, thetas, codes_of(call)):
+        handles = [
+            pristine.get_submodule(path).register_forward_pre_hook(
+                lambda _, args, path=path: record(path, args)
+            )
+            for path in thetas
+        ]
+        expected = pristine(**call).logits
+    for handle in handles:
+        handle.remove()
+    assert all(only_skipped.values())
+    for path, experts in only_skipped.items():
+        for parameter in model.get_submodule(path).parameters():
+            parameter[experts] = torch.nan
+    assert_close(compiled(**call).logits, expected, rtol=0, atol=1e-5)
+    set_thetas(model, dict.fromkeys(thetas, keep_all_theta()))
+    assert compiled(**call).logits.isnan().any()
+
+
 def test_generate_decodes_through_the_rewritten_layers(model, pristine) -> None:
     call = CALLS["padded_batch"]
     length = {"max_new_tokens": 4, "do_sample": False}

@@ -43,6 +43,48 @@ def test_gathered_experts_are_rewritten(transposed) -> None:
     assert [(report.status, report.form) for report in reports] == [("rewritten", "batched_mm")]
 
 
+class Adapters(nn.Module):
+    """A bank of low-rank adapters ``A [N, r, H]``, ``B [N, H, r]``, gathered for every token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.a = nn.Parameter(torch.randn(6, 4, 16, generator=generator))
+        self.b = nn.Parameter(torch.randn(6, 16, 4, generator=generator))
+
+    def forward(self, x, adapter):
+        rows = torch.bmm(self.a[adapter], x[..., None])
+        return x + torch.bmm(self.b[adapter], rows).squeeze(-1)
+
+
+class AddedAdapters(Adapters):
+    """Several adapters for every token, added up as they are."""
+
+    def forward(self, x, adapters):
+        (tokens, number), chosen = adapters.shape, adapters.view(-1)
+        rows = x.repeat_interleave(number, dim=0)[..., None]
+        rows = torch.bmm(self.b[chosen], torch.bmm(self.a[chosen], rows))
+        return x + rows.view(tokens, number, -1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "chosen", "reason"),
+    [
+        (Adapters(), 0, "does not come from an integer matrix"),
+        (AddedAdapters(), slice(None), "combine weights of the experts were not found"),
+    ],
+)
+def test_adapters_are_not_experts(model, chosen, reason) -> None:
+    torch.compiler.reset()
+    x, index, _ = routed_tokens()
+    adapters = index[:, chosen].contiguous()
+    compiled, reports = compile_observed(model)
+    with torch.no_grad():
+        assert_close(compiled(x, adapters), model(x, adapters), rtol=1e-5, atol=1e-5)
+    assert [report.status for report in reports] == ["refused"]
+    assert reason in reports[0].reason
+
+
 def test_attention_like_products_of_activations_are_not_experts() -> None:
     torch.compiler.reset()
     compiled, reports = compile_observed(lambda q, k: torch.bmm(q, k[torch.tensor([1, 0])]))

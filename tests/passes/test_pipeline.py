@@ -213,6 +213,60 @@ def test_a_graph_without_experts_is_left_alone() -> None:
     assert reports == []
 
 
+class EmbeddingBags(nn.Module):
+    """Weighted sums of rows of a table, as many as a bag holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(6, 16, mode="sum")
+        self.plain = nn.Embedding(6, 16)
+
+    def forward(self, x, index, weight):
+        by_hand = (self.plain(index) * weight[..., None]).sum(1)
+        return x + self.table(index, per_sample_weights=weight) + by_hand
+
+
+class ProductKeyMemory(nn.Module):
+    """Looks values up by the best pairs of two halves of a key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(torch.randn(2, 4, 8))
+        self.values = nn.Embedding(16, 16)
+
+    def forward(self, x, index, weight):
+        scores = torch.bmm(x.view(-1, 2, 8).transpose(0, 1), self.keys.transpose(1, 2))
+        (first, second), (i, j) = scores.topk(2, dim=-1)
+        pairs = (first[..., None] + second[:, None]).flatten(1)
+        slots = (i[..., None] * 4 + j[:, None]).flatten(1)
+        best, position = pairs.topk(2, dim=-1)
+        values = self.values(slots.gather(1, position))
+        return (values * best.softmax(-1)[..., None]).sum(1)
+
+
+class SamplingHead(nn.Module):
+    """Keeps the most likely words and renormalises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 32)
+
+    def forward(self, x, index, weight):
+        logits = self.head(x)
+        top, words = logits.topk(4, dim=-1)
+        kept = torch.full_like(logits, -torch.inf).scatter(1, words, top)
+        return kept.softmax(-1) @ self.head.weight
+
+
+@pytest.mark.parametrize("kind", [EmbeddingBags, ProductKeyMemory, SamplingHead])
+def test_other_lookups_are_left_untouched(kind) -> None:
+    torch.manual_seed(0)
+    model, inputs = kind(), routed_tokens()
+    compiled, reports = compile_observed(model)
+    assert_close(compiled(*inputs), model(*inputs), rtol=1e-5, atol=1e-5)
+    assert reports == []
+
+
 def test_thresholds_that_do_not_reach_their_layer_are_reported() -> None:
     class ScaledInput(GroupedExperts):
         def forward(self, x, index, weight):
