@@ -66,6 +66,7 @@ class Attachment:
         loops: the expert loops that run as one op, by path.
         left: why other modules that loop over experts were left as they are, by path.
         in_flight: held during a call, because two calls would share the modality buffer.
+        warned: whether it was said that tokens without ids are not skipped.
         caller: the thread that made the call in flight.
         call: what ends with the call in flight.
     """
@@ -79,6 +80,7 @@ class Attachment:
     loops: dict[str, Replacement] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     in_flight: threading.Lock = field(default_factory=threading.Lock)
+    warned: bool = False
     caller: int | None = None
     call: ExitStack = field(default_factory=ExitStack)
 
@@ -177,10 +179,13 @@ def hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds)
         input_ids, embeddings = argument("input_ids"), argument("inputs_embeds")
         decoder_ids = argument("decoder_input_ids")
         encoded_before = decoder_ids is not None and embeddings is None
-        if input_ids is None and modality is None and not encoded_before:
+        unknown = input_ids is None and modality is None and not encoded_before
+        if unknown and not attachment.warned:
+            attachment.warned = True
             warnings.warn(
                 "the model was called without input_ids, so the modality of its tokens is unknown "
-                "and nothing is skipped: pass modality=[B, S] codes (modes_fx.Modality) as well",
+                "and nothing is skipped in this and further such calls: pass modality=[B, S] codes "
+                "(modes_fx.Modality) as well",
                 stacklevel=2,
             )
         codes = modality_codes(

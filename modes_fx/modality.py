@@ -71,9 +71,10 @@ def modality_codes(
         input_ids: ``[B, S]``, or None where the model is given embeddings.
         mm_token_type_ids: ``[B, S]`` from the processor; used when it covers just these tokens.
         modality: ``[B, S]`` explicit codes; overrides all but padding.
-        attention_mask: where it is a 2-dimensional tensor, its last S columns say which tokens are
-            PADDING; a prepared mask (4-dimensional, or one for each kind of layer) does not tell,
-            and padding then counts as what its ids say.
+        attention_mask: says which tokens are PADDING: those that the last S columns of a
+            ``[B, .]`` mask leave out; where the mask is prepared (``[B, ., S, .]``, or one for each
+            kind of layer), those that attend to nothing, not even to themselves. That finds padding
+            on the left; on the right it counts as what its ids say.
         shape: ``(B, S)`` of the embeddings where ``input_ids`` is None.
 
     Returns:
@@ -95,14 +96,40 @@ def modality_codes(
         codes = _codes_of_ids(token_ids, input_ids, mm_token_type_ids)
     else:
         codes = torch.full((batch, length), Modality.OTHER.value, dtype=torch.int8)
-    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-        padding = attention_mask[:, attention_mask.shape[1] - length :] == 0
+    padding = _padding(attention_mask, batch, length)
+    if padding is not None:
         codes = codes.masked_fill(padding.to(codes.device), Modality.PADDING.value)
     return codes.reshape(-1)
 
 
+def _padding(mask: Any, batch: int, length: int) -> Tensor | None:
+    """Return which tokens are padding, broadcastable to ``[B, S]``; None where nothing tells."""
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask[:, mask.shape[1] - length :] == 0
+    found = None
+    for prepared in mask.values() if isinstance(mask, Mapping) else (mask,):
+        if not isinstance(prepared, Tensor) or prepared.dim() != 4 or prepared.shape[2] != length:
+            continue
+        attends = _attends(prepared)
+        if attends is not None and prepared.shape[0] in (1, batch):
+            idle = ~attends.any(dim=-1).any(dim=1)
+            found = idle if found is None else found & idle
+    return found
+
+
+def _attends(prepared: Tensor) -> Tensor | None:
+    """Return where queries attend to keys: True, or not the lowest value where it is added."""
+    if prepared.dtype is torch.bool:
+        return prepared
+    if prepared.is_floating_point():
+        return prepared > torch.finfo(prepared.dtype).min / 2
+    return None
+
+
 def _check_codes(modality: Tensor) -> None:
     known = sorted(Modality)
+    if modality.device.type == "meta" and not modality.is_floating_point():
+        return
     if modality.is_floating_point() or not torch.isin(modality.cpu(), torch.tensor(known)).all():
         raise ValueError(
             f"modality holds {sorted(set(modality.flatten().tolist()))}, but its codes are the "

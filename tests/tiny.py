@@ -1,6 +1,6 @@
 """A tiny random multimodal MoE model, its inputs, and graphs of hand-written experts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -82,12 +82,33 @@ def chat(text: int, images: int = 0, seed: int = 0) -> dict[str, Tensor]:
     return inputs
 
 
+def video_chat(text: int) -> dict[str, Tensor]:
+    """One prompt: a video of two frames, then ``text`` text tokens."""
+    inputs = chat(text, images=1)
+    inputs["input_ids"][inputs["input_ids"] == IMAGE_TOKEN] = VIDEO_TOKEN
+    inputs["mm_token_type_ids"] *= 2
+    inputs["pixel_values_videos"] = inputs.pop("pixel_values")
+    inputs["video_grid_thw"] = inputs.pop("image_grid_thw")
+    return inputs
+
+
 def left_padded(*chats: dict[str, Tensor]) -> dict[str, Tensor]:
     """Several prompts as one batch, the shorter ones padded on the left."""
+    return _padded(chats, lambda missing: (missing, 0))
+
+
+def right_padded(*chats: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Several prompts as one batch, the shorter ones padded on the right."""
+    return _padded(chats, lambda missing: (0, missing))
+
+
+def _padded(
+    chats: Sequence[dict[str, Tensor]], sides: Callable[[int], tuple[int, int]]
+) -> dict[str, Tensor]:
     length = max(c["input_ids"].shape[1] for c in chats)
     batch = {
         name: torch.cat(
-            [nn.functional.pad(c[name], (length - c[name].shape[1], 0), value=PAD) for c in chats]
+            [nn.functional.pad(c[name], sides(length - c[name].shape[1]), value=PAD) for c in chats]
         )
         for name in ("input_ids", "attention_mask", "mm_token_type_ids")
     }

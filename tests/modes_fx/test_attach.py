@@ -180,10 +180,3 @@ def test_two_calls_at_once_are_refused(model) -> None:
         model(**chat(text=2))
     assert len(errors) == 1
     assert "in a call already" in errors[0]
-
-
-def test_embeddings_without_ids_skip_nothing_and_say_so(model) -> None:
-    modes_fx.attach(model, policy())
-    embeddings = torch.randn(1, 3, 32)
-    with torch.no_grad(), pytest.warns(UserWarning, match="without input_ids"):
-        model(inputs_embeds=embeddings)

@@ -55,8 +55,44 @@ def test_padding_is_read_from_the_last_columns_of_the_mask() -> None:
     assert codes([[9, 5], [5, 9]], attention_mask=mask) == [PADDING, VISION, VISION, TEXT]
 
 
-@pytest.mark.parametrize("mask", [torch.zeros(1, 1, 1, 4), {"full_attention": torch.zeros(1, 4)}])
-def test_a_prepared_mask_says_nothing_about_padding(mask) -> None:
+def prepared(*rows) -> torch.Tensor:
+    """A causal mask [B, 1, S, S] for tokens that are padding where a row has 0."""
+    real = torch.tensor(rows).bool()
+    causal = torch.ones(real.shape[1], real.shape[1]).bool().tril()
+    return (causal & real[:, None])[:, None]
+
+
+def added(mask: torch.Tensor, lowest: float) -> torch.Tensor:
+    return torch.zeros(mask.shape).masked_fill(~mask, lowest)
+
+
+@pytest.mark.parametrize("lowest", [None, -torch.inf, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("free", [0, 3])
+def test_a_token_that_attends_to_nothing_in_a_prepared_mask_is_padding(lowest, free) -> None:
+    mask = torch.nn.functional.pad(prepared([0, 0, 1], [1, 1, 1]), (0, free))
+    if lowest is not None:
+        mask = added(mask, lowest)
+    expected = [PADDING, PADDING, TEXT, VISION, TEXT, TEXT]
+    assert codes([[9, 9, 9], [5, 9, 9]], attention_mask=mask) == expected
+
+
+def test_a_token_is_padding_only_if_it_attends_to_nothing_in_every_kind_of_layer() -> None:
+    ids, padded, whole = [[9, 9]], prepared([0, 1]), prepared([1, 1])
+    assert codes(ids, attention_mask={"full": padded, "sliding": padded}) == [PADDING, TEXT]
+    assert codes(ids, attention_mask={"full": padded, "recurrent": None}) == [PADDING, TEXT]
+    assert codes(ids, attention_mask={"full": padded, "sliding": whole}) == [TEXT, TEXT]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.zeros(1, 1, 1, 4),
+        torch.zeros(1, 1, 1, 4, dtype=torch.long),
+        prepared([0, 0, 1]),
+        {"full": None},
+    ],
+)
+def test_a_prepared_mask_that_says_nothing_about_padding_changes_nothing(mask) -> None:
     assert codes([[9]], attention_mask=mask) == [TEXT]
 
 
