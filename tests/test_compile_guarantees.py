@@ -22,7 +22,7 @@ from modes_fx.backend import BackendOptions, compile_graph
 from modes_fx.kernels import reference
 from tests import inductor_process
 from tests.oracle import codes_of, eager_oracle, middle_threshold
-from tests.tiny import GroupedExperts, chat, tiny_vlm
+from tests.tiny import GroupedExperts, chat, left_padded, tiny_vlm
 
 LAYERS = [f"model.language_model.layers.{i}.mlp.experts" for i in range(2)]
 
@@ -59,7 +59,7 @@ def half_skipped(pristine: nn.Module, call: dict) -> dict[str, torch.Tensor]:
 def test_generate_with_a_static_cache_captures_once_for_prefill_and_once_for_decode(
     model, pristine
 ) -> None:
-    call = chat(text=5)
+    call = left_padded(chat(text=5), chat(text=3, seed=1))
     length = {"max_new_tokens": 65, "do_sample": False, "cache_implementation": "static"}
     expected = pristine.generate(**call, **length)
     alpha = {path: {"text": 1.0, "vision": 1.0} for path in LAYERS}
