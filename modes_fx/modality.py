@@ -104,6 +104,8 @@ def modality_codes(
 
 def _padding(mask: Any, batch: int, length: int) -> Tensor | None:
     """Return which tokens are padding, broadcastable to ``[B, S]``; None where nothing tells."""
+    if length == 0:
+        return None
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask[:, mask.shape[1] - length :] == 0
     found = None

@@ -121,6 +121,10 @@ def test_embeddings_without_anything_else_are_other() -> None:
     assert modality_codes(IDS, None, shape=(1, 3)).tolist() == [OTHER] * 3
 
 
+def test_a_mask_for_tokens_that_were_encoded_before_is_ignored() -> None:
+    assert modality_codes(IDS, None, attention_mask=torch.ones(2, 3)).tolist() == []
+
+
 def test_the_buffer_holds_one_call_and_forgets_it() -> None:
     buffer = ModalityBuffer([torch.device("cpu")], max_tokens=4)
     buffer.write(torch.tensor([TEXT, VISION], dtype=torch.int8))
