@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
-from transformers import PreTrainedModel
 
 from modes_fx.attach import attach, attached, pair_counts, set_thetas
 from modes_fx.backend import BackendOptions, CompiledGraph, compile_graph
 from modes_fx.bench.coverage.calls import converse, distance
-from modes_fx.bench.coverage.inputs import Inputs, takes_images, tiny_inputs
 from modes_fx.bench.coverage.oracle import Layer, Oracle
+from modes_fx.bench.coverage.original import Original
 from modes_fx.bench.coverage.record import TOLERANCE, CallRecord, Record
 from modes_fx.bench.coverage.tiny import tiny_model
 from modes_fx.hooks import keep_all_theta
@@ -42,64 +41,6 @@ def measure(model_type: str) -> Record:
             record.failure = traceback.format_exc()
     record.seconds = round(time.monotonic() - started, 1)
     return record
-
-
-class Original:
-    """The unmodified model, its inputs and what it answers.
-
-    Attributes:
-        model: the model.
-        inputs: with an image where the model can be called with one.
-        logits: of each call.
-    """
-
-    def __init__(self, model_type: str, record: Record) -> None:
-        """Build and call the model.
-
-        Raises:
-            Exception: whatever the model's own code raises.
-        """
-        self.model: PreTrainedModel = tiny_model(model_type)
-        self.inputs, self.logits = self._call(record)
-        record.image = self.inputs.has_image
-        record.static_cache = self._takes_static_cache()
-        self.static = record.static_cache
-        record.original_fullgraph = self._compiles_fullgraph()
-
-    def _call(self, record: Record) -> tuple[Inputs, list[Tensor]]:
-        if takes_images(self.model):
-            try:
-                inputs = tiny_inputs(self.model, image=True)
-                return inputs, self.converse(inputs)
-            except Exception:
-                record.image_traceback = traceback.format_exc()
-        inputs = tiny_inputs(self.model, image=False)
-        return inputs, self.converse(inputs)
-
-    def converse(self, inputs: Inputs, static: bool = False) -> list[Tensor]:
-        """Make all calls eagerly; returns the logits of each."""
-        logits = converse(self.model, lambda _, args: self.model(**args), inputs, static=static)
-        if not all(bool(torch.isfinite(values).all()) for values in logits):
-            raise FloatingPointError("the tiny model's logits are not finite")
-        return logits
-
-    def _takes_static_cache(self) -> bool:
-        try:
-            logits = self.converse(self.inputs, static=True)
-        except Exception:
-            return False
-        pairs = zip(self.logits, logits, strict=True)
-        return len(logits) > 1 and all(distance(a, b) < 1e-4 for a, b in pairs)
-
-    def _compiles_fullgraph(self) -> bool:
-        compiled = torch.compile(self.model, backend="eager", fullgraph=True)
-        try:
-            converse(self.model, lambda _, args: compiled(**args), self.inputs, static=self.static)
-        except Exception:
-            return False
-        finally:
-            torch.compiler.reset()
-        return True
 
 
 class Comparison:
@@ -191,22 +132,21 @@ class Comparison:
         call = self.record.calls[number]
         call.graphs = len(captures)
         counted = pair_counts(self.model) if self.attached else {}
-        gated = [path for path, count in counted.items() if knows_modality(count)]
-        call.rewritten = [
-            layer for layer in call.layers if any(is_same(layer, path) for path in gated)
-        ]
-        for layer in self.record.layers:
-            if any(is_same(layer, path) for path in counted.keys() - gated if counted[path].any()):
-                self.record.reasons[layer] = (
-                    "the modality of its tokens is not known in some calls, so none is skipped"
-                )
-        for report in (report for reports in captures for report in reports):
-            for layer in self.record.layers:
-                if report.status != "rewritten" and is_same(layer, report.path):
-                    self.record.reasons[layer] = report.reason
         for layer in call.layers:
-            if layer not in call.rewritten:
-                self.record.reasons.setdefault(layer, "no captured graph contains it")
+            counts = [count for path, count in counted.items() if is_same(layer, path)]
+            if any(knows_modality(count) for count in counts):
+                call.rewritten.append(layer)
+            elif any(count.any() for count in counts):
+                self.record.reasons[layer] = "the modality of its tokens is not known in some calls"
+            else:
+                refused = [
+                    report.reason
+                    for reports in captures
+                    for report in reports
+                    if report.status != "rewritten" and is_same(layer, report.path)
+                ]
+                reason = refused[0] if refused else "no captured graph contains it"
+                self.record.reasons.setdefault(layer, reason)
 
     def _skip_half(self, compiled: Compiled) -> None:
         """Compare with the oracle, each layer and modality with a threshold of its own."""
@@ -221,7 +161,6 @@ class Comparison:
             call = calls[number]
             call.graphs_after_thresholds = len(captures)
             gated = [layer for path, layer in seen[number].items() if path in call.rewritten]
-            call.near = sum(layer.near for layer in gated)
             counted = [count for count in pair_counts(self.model).values() if knows_modality(count)]
             for code in Modality:
                 add(call.pairs, code, sum(int(count[code, 0]) for count in counted))

@@ -21,7 +21,7 @@ from modes_fx.bench.coverage.boundaries import Mask, hook_unregistered, is_regis
 IMPLEMENTATION = "skipping_oracle"
 
 NEAR = 1e-5
-"""A share this close to a threshold may fall on either side of it."""
+"""A share this close to a threshold may fall on either side of it, by rounding alone."""
 
 
 @dataclass
@@ -32,13 +32,11 @@ class Layer:
         thetas: the threshold of each modality code it skipped with.
         kept: kept pairs by modality code, and likewise below.
         pairs: all pairs.
-        near: pairs too close to a threshold to tell, of all modalities.
     """
 
     thetas: dict[int, float] = field(default_factory=dict)
     kept: dict[int, int] = field(default_factory=dict)
     pairs: dict[int, int] = field(default_factory=dict)
-    near: int = 0
 
 
 class Oracle:
@@ -67,6 +65,9 @@ class Oracle:
 
         Returns:
             The model's output.
+
+        Raises:
+            ArithmeticError: the shares are too much alike to put a threshold between them.
         """
         self.layers = {}
 
@@ -95,7 +96,8 @@ def _mask(weight: Tensor, layer: Layer, codes: Tensor) -> Tensor:
         layer.thetas[code] = theta
         layer.kept[code] = layer.kept.get(code, 0) + int(kept.sum())
         layer.pairs[code] = layer.pairs.get(code, 0) + kept.numel()
-        layer.near += int(((of_code - theta).abs() < NEAR).sum())
+        if near := int(((of_code - theta).abs() < NEAR).sum()):
+            raise ArithmeticError(f"{near} shares are too close to the threshold {theta} to tell")
     return masked
 
 

@@ -19,6 +19,7 @@ BY_NAME: Fields = {
     **_each(
         HIDDEN,
         *("hidden_size", "d_model", "moe_hidden_size", "text_hidden_size", "out_hidden_size"),
+        "audio_hidden_size",
         *("projector_hidden_size", "projection_hidden_size", "projection_hidden_dim"),
         *("intermediate_size", "intermediate_size_mlp", "dense_intermediate_size", "d_ff"),
         *("ffn_hidden_size", "encoder_ffn_dim", "decoder_ffn_dim", "projection_intermediate_size"),
@@ -96,6 +97,7 @@ BY_NAME: Fields = {
     "ngram_vocab_size_base": 100,
     "image_size": IMAGE,
     "patch_size": PATCH,
+    "blank_token_id": VOCABULARY - 1,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "decoder_start_token_id": 1,

@@ -39,7 +39,6 @@ def test_it_skips_about_half_of_the_pairs_of_each_modality():
         assert set(layer.thetas) == {Modality.TEXT, Modality.VISION}
         for code, pairs in layer.pairs.items():
             assert 0.2 < layer.kept[code] / pairs < 0.8
-        assert layer.near == 0
 
 
 def test_a_threshold_lies_in_the_widest_gap_near_the_median():
@@ -52,3 +51,12 @@ def test_tokens_of_one_modality_are_recognised_by_their_number():
     assert codes_of_tokens(codes, 2).tolist() == [1, 1]
     with pytest.raises(ValueError, match="4 tokens reach the experts"):
         codes_of_tokens(codes, 4)
+
+
+def test_shares_that_are_all_alike_are_an_error_not_a_guess():
+    model = tiny_model(REGISTERED)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.mlp.gate.weight)
+    inputs = tiny_inputs(model, image=False)
+    with pytest.raises(ArithmeticError, match="too close to the threshold"):
+        Oracle(model)(inputs.codes, lambda path: True, **inputs.prefill)

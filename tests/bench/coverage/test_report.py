@@ -64,6 +64,10 @@ def test_a_type_passes_only_if_every_layer_is_rewritten_in_every_call():
     )
 
 
+def test_a_call_in_which_an_error_would_not_show_does_not_pass():
+    assert record("blind", call(effect=1e-6)).verdict is Verdict.FAILED
+
+
 def test_a_config_without_an_moe_layer_does_not_pass():
     assert Record("dense", calls=[call()]).verdict is Verdict.FAILED
 
