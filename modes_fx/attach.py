@@ -84,12 +84,11 @@ def attach(
     found = find_loops(model)
     layers = _expert_modules(model, found.loops)
     if not layers:
+        loops = [f"{path} loops over experts, but {why}" for path, why in found.left.items()]
+        nothing = "no module owns stacked expert weights of shape [E, ., .] or loops over experts"
         raise ValueError(
-            f"{type(model).__name__} has no MoE layer to skip experts in: no module owns two "
-            "or more stacked expert weights of shape [E, ., .], or loops over experts"
-            + "".join(
-                f"; {path} was left as it is, because {why}" for path, why in found.left.items()
-            )
+            f"{type(model).__name__} has no MoE layer to skip experts in: "
+            f"{'; '.join(loops) or nothing}"
         )
     if policy is not None:
         policy.check_model(model)

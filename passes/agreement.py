@@ -13,6 +13,9 @@ FP32_TOLERANCE = 1e-5
 ROUNDING_MARGIN = 1.25
 """In low precision: how much further from a float32 run the rewrite may be than the original."""
 
+CROWD = 512
+"""How many tokens are sent to the same experts, to see whether some are dropped there."""
+
 
 def check_agreement(
     original: Tensor, rewritten: Tensor, exact: Callable[[], Tensor], when: str

@@ -278,6 +278,22 @@ class SeparateWhere(Block):
         return out
 
 
+class Crowded(SeparateWhere):
+    """An expert takes only its first tokens, which shows when many tokens choose it."""
+
+    capacity = 40
+
+    def forward(self, x: Tensor) -> Tensor:
+        best, choice = self.classify(x).softmax(-1).max(dim=-1)
+        out = torch.zeros_like(x)
+        for e in range(EXPERTS):
+            mask = choice == e
+            mask &= mask.flatten().cumsum(0).view_as(mask) <= self.capacity
+            if mask.any():
+                out[mask] = self.experts[str(e)](x[mask]) * best[mask][:, None]
+        return out
+
+
 class CapacityEinsum(Block):
     """Dispatch and combine tensors ``[T, E, C]``; tokens beyond an expert's capacity are lost."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from modes_fx.passes import graph as g
-from modes_fx.passes.agreement import check_agreement
+from modes_fx.passes.agreement import CROWD, check_agreement
 from modes_fx.passes.loops.body import LiftedExperts, expert_gemms, lift_experts
 from modes_fx.passes.loops.call import NO_EXPERT, ExpertsCall
 from modes_fx.passes.loops.rest import rest_of
@@ -217,15 +217,22 @@ def _check(understood: _Understood, module: nn.Module, traced: Trace) -> None:
 
 
 def _verify(loop: BlockLoop, module: nn.Module, hidden_size: int) -> float:
-    """Compare a block with its rewrite in sizes that were not traced, whole and without experts."""
+    """Compare a block with its rewrite in sizes that were not traced.
+
+    With all experts, without half of them, and with all tokens alike, so that all go to the same
+    experts and a limit to how many tokens an expert takes shows.
+    """
     num_experts = loop.experts.num_experts
     one = (1,) * (loop.rank - 1)
     many = (*one[1:], TOKENS_PER_EXPERT * num_experts)
+    token = _random(module, *one, hidden_size)
+    tokens = _random(module, *many, hidden_size)
     half = torch.arange(num_experts) % 2 == 1
     return max(
-        _compare(loop, module, _random(module, *one, hidden_size)),
-        _compare(loop, module, _random(module, *many, hidden_size)),
-        _compare(loop, module, _random(module, *many, hidden_size), half),
+        _compare(loop, module, token),
+        _compare(loop, module, tokens),
+        _compare(loop, module, tokens, half),
+        _compare(loop, module, token.expand(*one[1:], CROWD, hidden_size)),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modes_fx.passes.agreement import check_agreement
+from modes_fx.passes.agreement import CROWD, check_agreement
 from modes_fx.passes.loops.body import Routing, expert_gemms, lift_experts
 from modes_fx.passes.loops.call import NO_EXPERT, ExpertsCall
 from modes_fx.passes.loops.probe import Choice, Probe, probes
@@ -128,22 +128,33 @@ def _recognise(
 
 
 def _verify(experts: ExpertsCall, probe: Probe, choices: int) -> float:
-    """Compare a loop with the op on tokens that hit every expert, all kept and half of them."""
-    routing = probe.routing(max(MIN_TOKENS, choices), choices, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    half = torch.rand(routing.topk_weight.shape, generator=generator) < 0.5
+    """Compare a loop with the op.
+
+    On tokens that hit every expert, on half of their pairs, and on tokens that all go to the same
+    experts, so that a limit to how many tokens an expert takes shows.
+    """
     params = [stacked(stack, probe.module) for stack in experts.stacks]
+    spread = probe.routing(max(MIN_TOKENS, choices), choices, seed=1)
+    crowd = probe.routing(CROWD, choices, seed=2)
+    crowd = crowd._replace(topk_index=crowd.topk_index[:1].expand_as(crowd.topk_index))
     return max(
-        _compare(experts, probe, routing, skip.to(routing.x.device), params)
-        for skip in (torch.zeros_like(half), half)
+        _compare(experts, probe, routing, share_skipped, params)
+        for routing, share_skipped in ((spread, 0.0), (spread, 0.5), (crowd, 0.0))
     )
 
 
 @torch.no_grad()
 def _compare(
-    experts: ExpertsCall, probe: Probe, routing: Routing, skip: Tensor, params: Sequence[Tensor]
+    experts: ExpertsCall,
+    probe: Probe,
+    routing: Routing,
+    share_skipped: float,
+    params: Sequence[Tensor],
 ) -> float:
     choices = experts.num_experts + experts.num_identity
+    generator = torch.Generator().manual_seed(3)
+    skip = torch.rand(routing.topk_weight.shape, generator=generator) < share_skipped
+    skip = skip.to(routing.x.device)
     unweighted = routing._replace(topk_weight=routing.topk_weight.masked_fill(skip, 0))
     kept = unweighted._replace(topk_index=routing.topk_index.masked_fill(skip, NO_EXPERT))
     return check_agreement(

@@ -14,6 +14,7 @@ from tests.blocks import (
     Block,
     CapacityEinsum,
     CountsOnTheHost,
+    Crowded,
     IndexAddLoop,
     OneHotChoice,
     OneHotMasks,
@@ -137,6 +138,13 @@ def test_a_block_in_another_style_is_left_alone_and_reported(block):
     assert all(report.reason for report in reports)
 
 
+def test_a_block_that_drops_tokens_of_a_crowd_is_refused():
+    with pytest.raises(
+        ValueError, match="layer loops over experts, but its rewrite gives other numbers"
+    ):
+        attach(TinyModel(Crowded()))
+
+
 def test_a_block_called_in_another_way_runs_its_own_loop_and_says_so():
     model = attach(TinyModel(SeparateWhere()))
     rows = torch.randn(5, HIDDEN)
@@ -225,6 +233,13 @@ class NotASum(IndexAddLoop):
         return out.tanh()
 
 
+class DropsTokens(IndexAddLoop):
+    """An expert takes only its first tokens, which shows when many tokens choose it."""
+
+    def one(self, e, expert, rows, weight):
+        return expert(rows) * weight * (torch.arange(len(rows)) < 40)[:, None]
+
+
 class SeesTheWeightTwice(IndexAddLoop):
     def one(self, e, expert, rows, weight):
         return expert(rows * weight) * weight.sqrt()
@@ -236,6 +251,7 @@ class SeesTheWeightTwice(IndexAddLoop):
         (ScaledByPlace, "do not all compute the same"),
         (AcrossTokens, "gives other numbers"),
         (NotASum, "gives other numbers"),
+        (DropsTokens, "gives other numbers"),
     ],
 )
 def test_a_near_miss_keeps_its_loop_and_says_why(loop, reason):
