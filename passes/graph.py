@@ -115,6 +115,20 @@ def between(end: Node, boundary: Iterable[Node]) -> list[Node]:
     return [node for node in end.graph.nodes if node in found]
 
 
+def depends_on_weights_only(node: Node) -> bool:
+    """Return whether a value is computed from parameters and buffers, and from nothing else."""
+    seen, pending = {node}, [node]
+    while pending:
+        current = pending.pop()
+        if is_input(current) and not is_weight(current):
+            return False
+        for source in current.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                pending.append(source)
+    return any(map(is_weight, seen))
+
+
 def swaps_last_two(node: Node, rank: int) -> bool:
     """Return whether a node transposes the matrices of a tensor of ``rank`` dimensions."""
     if node.target is aten.t.default:

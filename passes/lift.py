@@ -7,10 +7,10 @@ not change what a row's value is, so it is transparent here; only row-wise opera
 import torch
 from torch.fx import Node
 
-from modes_fx.kernels.epilogue import ATEN_WHITELIST, MATMUL, Body
+from modes_fx.kernels.epilogue import MATMUL, Body
 from modes_fx.passes import graph as g
 from modes_fx.passes.region import Candidate, NoMatchError
-from modes_fx.passes.rows import RowLifter, functional_name
+from modes_fx.passes.rows import RowLifter
 
 aten = torch.ops.aten
 
@@ -50,7 +50,7 @@ class Lifter(RowLifter):
         if node in self._gemms:
             return self._gemm(node)
         if node not in self._in_pairs:
-            return None if _is_made_of_parameters(node) else self._boundary(node)
+            return self._boundary(node)
         if node.target is aten.index.Tensor:
             return self._gather(node)
         return None
@@ -62,8 +62,14 @@ class Lifter(RowLifter):
             MATMUL, (rows, self._param(gemm.weight, per_expert=True), gemm.transposed)
         )
 
-    def _boundary(self, node: Node) -> str:
+    def _boundary(self, node: Node) -> str | None:
+        """Return the name of a value from outside; None where it is computed from parameters."""
         pairs = (self._tokens, self._top_k)
+        param = g.through_views(node)
+        if g.is_weight(param):
+            return self._param(param, per_expert=False)
+        if g.depends_on_weights_only(node):
+            return None
         source = g.through_views(node, pairs)
         if g.is_floating(source) and g.shape(source) == pairs:
             return self._only("weight", source, "w")
@@ -72,13 +78,11 @@ class Lifter(RowLifter):
             rows = rows.all_input_nodes[0]
         if g.is_floating(rows) and (g.shape(rows) or ())[:-1] == (self._tokens,):
             return self._only("x", rows, "x")
-        if g.is_weight(source):
-            return self._param(source, per_expert=False)
         raise NoMatchError(
             "the experts read a value that is neither x, weight nor a parameter", node
         )
 
-    def _gather(self, node: Node) -> str:
+    def _gather(self, node: Node) -> str | None:
         source, indices = node.args[0], node.args[1]
         if len(indices) != 1:  # type: ignore[arg-type]
             raise NoMatchError("rows are indexed by more than one tensor", node)
@@ -100,12 +104,3 @@ class Lifter(RowLifter):
             self.params.append(node)
             self._per_expert.append(per_expert)
         return f"p{self.params.index(node)}"
-
-
-def _is_made_of_parameters(node: Node) -> bool:
-    """Return whether a vector is computed from parameters alone, as a norm's ``1 + weight``."""
-    return (
-        functional_name(node) in ATEN_WHITELIST
-        and len(g.shape(node) or ()) == 1
-        and all(g.is_weight(s) or _is_made_of_parameters(s) for s in node.all_input_nodes)
-    )

@@ -29,10 +29,12 @@ SLICE = "slice"
 
 ATEN_WHITELIST = frozenset(
     {
+        "aten._prelu_kernel.default",
         "aten._to_copy.default",
         "aten.abs.default",
         "aten.add.Scalar",
         "aten.add.Tensor",
+        "aten.celu.default",
         "aten.clamp.default",
         "aten.clamp_max.default",
         "aten.clamp_min.default",
@@ -41,9 +43,12 @@ ATEN_WHITELIST = frozenset(
         "aten.elu.default",
         "aten.erf.default",
         "aten.exp.default",
+        "aten.expm1.default",
         "aten.gelu.default",
+        "aten.gt.Scalar",
         "aten.hardsigmoid.default",
         "aten.hardswish.default",
+        "aten.hardtanh.default",
         "aten.leaky_relu.default",
         "aten.log1p.default",
         "aten.maximum.default",
@@ -58,6 +63,7 @@ ATEN_WHITELIST = frozenset(
         "aten.rsqrt.default",
         "aten.rsub.Scalar",
         "aten.sigmoid.default",
+        "aten.sign.default",
         "aten.silu.default",
         "aten.softplus.default",
         "aten.sqrt.default",
@@ -65,6 +71,8 @@ ATEN_WHITELIST = frozenset(
         "aten.sub.Scalar",
         "aten.sub.Tensor",
         "aten.tanh.default",
+        "aten.threshold.default",
+        "aten.where.self",
     }
 )
 """Row-wise operations a body may contain: each output row depends on the same input row only."""
