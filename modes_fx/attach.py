@@ -22,7 +22,6 @@ from modes_fx.hooks import (
     Attachment,
     GateOptions,
     attach_layer,
-    find_decoder_layers,
     hook_modality,
     keep_all_theta,
     mark_input,
@@ -31,6 +30,7 @@ from modes_fx.loops import ReplacedLoop
 from modes_fx.modality import DEFAULT_MAX_TOKENS, ModalityBuffer, TokenIds
 from modes_fx.passes.loops.find import find_loops, owns_stack
 from modes_fx.policy import SkipPolicy
+from modes_fx.sources import find_decoder_layers, find_tower_layers
 
 
 def find_expert_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -105,13 +105,16 @@ def attach(
         min_k=policy.min_k if policy else 0,
         modality=attachment.modality,
     )
-    in_decoder = find_decoder_layers(model, layers)
-    if in_decoder:
+    gates = dict.fromkeys(layers, gate)
+    if in_decoder := find_decoder_layers(model, layers):
         attachment.decoder_modality = ModalityBuffer(devices, max_tokens)
-        decoder_gate = replace(gate, modality=attachment.decoder_modality)
+        of_decoder = replace(gate, modality=attachment.decoder_modality)
+        gates |= dict.fromkeys(in_decoder, of_decoder)
+    for path, modality in find_tower_layers(model, layers).items():
+        gates[path] = replace(gate, modality=ModalityBuffer(devices, max_tokens, modality))
     setattr(model, ATTACHMENT, attachment)
     for path, layer in layers.items():
-        attach_layer(path, layer, decoder_gate if path in in_decoder else gate, count_pairs)
+        attach_layer(path, layer, gates[path], count_pairs)
         if path in found.loops:
             attachment.loops[path] = ReplacedLoop(layer, found.loops[path])
         else:

@@ -147,20 +147,6 @@ def _mark_first(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return args, {**kwargs, name: mark(layer, kwargs[name])}
 
 
-def find_decoder_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
-    """Return the layers of an encoder-decoder that see its ``decoder_input_ids``.
-
-    Args:
-        model: a transformers model.
-        layers: the modules that own experts, by path.
-    """
-    if "decoder_input_ids" not in inspect.signature(model.forward).parameters:
-        return set()
-    encoder: nn.Module = model.get_encoder()  # type: ignore[operator]
-    in_encoder = set(encoder.modules())
-    return {path for path, layer in layers.items() if layer not in in_encoder}
-
-
 def hook_modality(model: nn.Module, attachment: Attachment, token_ids: TokenIds) -> None:
     """Put hooks on the model that keep the modality buffer true during a call, and only then."""
     positions = {name: i for i, name in enumerate(inspect.signature(model.forward).parameters)}

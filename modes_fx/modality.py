@@ -166,7 +166,8 @@ class DeviceCodes(NamedTuple):
 
     Attributes:
         codes: int8 ``[max_tokens]``; OTHER beyond the call's tokens.
-        tokens: int64 ``[1]``, how many tokens the call has; 0 outside a call.
+        tokens: int64 ``[1]``, how many tokens the call has; 0 where all codes are the same, as
+            outside a call.
     """
 
     codes: Tensor
@@ -176,20 +177,26 @@ class DeviceCodes(NamedTuple):
 class ModalityBuffer:
     """The codes of the call in flight, on every device that holds experts.
 
-    Outside a call every code is OTHER, so that a stale mask can never be used.
+    Outside a call every code is the same, OTHER by default, so that a stale mask is never used.
 
     Attributes:
         by_device: the buffers of each device.
         max_tokens: the most tokens (batch * sequence) one call may have.
     """
 
-    def __init__(self, devices: Iterable[torch.device], max_tokens: int) -> None:
-        """Allocate one buffer a device, all OTHER."""
+    def __init__(
+        self,
+        devices: Iterable[torch.device],
+        max_tokens: int,
+        outside: Modality = Modality.OTHER,
+    ) -> None:
+        """Allocate one buffer a device, with the code ``outside`` of a call everywhere."""
         self.max_tokens = max_tokens
+        self._outside = outside
         # Buffers made in inference mode could not be written outside it.
         with torch.inference_mode(False):
             self.by_device: Mapping[str, DeviceCodes] = {
-                str(device): _no_call(max_tokens, device) for device in devices
+                str(device): _no_call(max_tokens, outside, device) for device in devices
             }
 
     def write(self, codes: Tensor) -> None:
@@ -210,7 +217,7 @@ class ModalityBuffer:
     def reset(self) -> None:
         """Forget the call."""
         for buffer in self.by_device.values():
-            buffer.codes.fill_(Modality.OTHER.value)
+            buffer.codes.fill_(self._outside.value)
             buffer.tokens.zero_()
 
     def on(self, device: torch.device) -> DeviceCodes:
@@ -227,6 +234,6 @@ class ModalityBuffer:
         return self.by_device[str(device)]
 
 
-def _no_call(max_tokens: int, device: torch.device) -> DeviceCodes:
-    codes = torch.full((max_tokens,), Modality.OTHER.value, dtype=torch.int8, device=device)
+def _no_call(max_tokens: int, code: Modality, device: torch.device) -> DeviceCodes:
+    codes = torch.full((max_tokens,), code.value, dtype=torch.int8, device=device)
     return DeviceCodes(codes, torch.zeros(1, dtype=torch.int64, device=device))

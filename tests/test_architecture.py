@@ -30,6 +30,7 @@ LAYERS = {
     "modes_fx.vocabulary": 1,
     "modes_fx.ops": 2,
     "modes_fx.passes": 3,
+    "modes_fx.sources": 4,
     "modes_fx.hooks": 4,
     "modes_fx.loops": 4,
     "modes_fx.attach": 4,

@@ -12,6 +12,7 @@ from modes_fx.bench.coverage.sizes import IMAGE, IMAGE_TOKEN, PATCH
 from modes_fx.vocabulary import Modality
 
 SIDE = IMAGE // PATCH
+PATCHES = SIDE**2
 BEFORE, AFTER, STEPS = 5, 9, 2
 FIRST_WORD, LAST_WORD = 5, 280
 
@@ -47,7 +48,7 @@ def tiny_inputs(model: PreTrainedModel, *, image: bool) -> Inputs:
         image: put an image between the words; see :func:`takes_images`.
     """
     generator = torch.Generator().manual_seed(0)
-    patches = TOKENS_PER_IMAGE.get(model.config.model_type, SIDE * SIDE // 4) if image else 0
+    patches = TOKENS_PER_IMAGE.get(model.config.model_type, PATCHES // 4) if image else 0
     words = torch.randint(
         FIRST_WORD, LAST_WORD, (1, BEFORE + patches + AFTER + STEPS), generator=generator
     )
@@ -84,12 +85,12 @@ def _image(model: PreTrainedModel, generator: torch.Generator) -> dict[str, Tens
         depth = getattr(vision, "temporal_patch_size", getattr(vision, "patch_temporal", None))
         if hasattr(vision, "posemb_grid_size"):
             return {
-                "pixel_values": random(SIDE**2 // 4, 2 * PATCH, 2 * PATCH, 3),
+                "pixel_values": random(PATCHES // 4, 2 * PATCH, 2 * PATCH, 3),
                 "image_grid_thw": torch.tensor([[1, SIDE // 2, SIDE // 2]]),
             }
         if hasattr(vision, "pos_emb_height") and depth is None:
-            return {"pixel_values": random(SIDE**2, 3, PATCH, PATCH), **grid}
-        return {"pixel_values": random(SIDE**2, 3 * (depth or 1) * PATCH**2), **grid}
+            return {"pixel_values": random(PATCHES, 3, PATCH, PATCH), **grid}
+        return {"pixel_values": random(PATCHES, 3 * (depth or 1) * PATCH**2), **grid}
     if "image_position_ids" in parameters:
         side = 2 * vision.pooling_kernel_size
         positions = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="xy")
@@ -99,13 +100,13 @@ def _image(model: PreTrainedModel, generator: torch.Generator) -> dict[str, Tens
         }
     if "spatial_shapes" in parameters:
         return {
-            "pixel_values": random(1, SIDE**2, 3 * PATCH**2),
+            "pixel_values": random(1, PATCHES, 3 * PATCH**2),
             "spatial_shapes": torch.tensor([[SIDE, SIDE]]),
-            "pixel_attention_mask": torch.ones(1, SIDE**2, dtype=torch.long),
+            "pixel_attention_mask": torch.ones(1, PATCHES, dtype=torch.long),
         }
     if "image_grid_hw" in parameters:
         return {
-            "pixel_values": random(SIDE**2, 3 * PATCH**2),
+            "pixel_values": random(PATCHES, 3 * PATCH**2),
             "image_grid_hw": torch.tensor([[SIDE, SIDE]]),
         }
     sizes = {"image_sizes": torch.tensor([[IMAGE, IMAGE]])} if "image_sizes" in parameters else {}

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from modes_fx.bench.coverage.boundaries import Mask, hook_unregistered, is_registered
+from modes_fx.bench.coverage.inputs import PATCHES
+from modes_fx.vocabulary import Modality
 
 IMPLEMENTATION = "skipping_oracle"
 
@@ -102,13 +104,19 @@ def _mask(weight: Tensor, layer: Layer, codes: Tensor) -> Tensor:
 
 
 def codes_of_tokens(codes: Tensor, tokens: int) -> Tensor:
-    """Return the codes of the tokens that reach a layer: all of a call, or all of one modality.
+    """Return the codes of the tokens that reach a layer; their number tells which they are.
+
+    Args:
+        codes: ``[S]`` of the call.
+        tokens: all S of them, as many as there are of one modality, or the patches of the image.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is none of these.
     """
     if tokens == len(codes):
         return codes
+    if tokens == PATCHES and (codes == Modality.VISION).any():
+        return torch.full((tokens,), Modality.VISION.value)
     counts = {int(code): int((codes == code).sum()) for code in codes.unique()}
     fitting = [code for code, count in counts.items() if count == tokens or len(counts) == 1]
     if len(fitting) != 1:
