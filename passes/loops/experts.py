@@ -96,12 +96,14 @@ def find_expert_loop(module: nn.Module) -> ExpertLoop | None:
     failure = None
     for probe in probes(module):
         traced = probe.trace()
+        if traced is None:
+            continue
         try:
-            loop = _recognise(probe, *traced, names) if traced is not None else None
+            loop = _recognise(probe, *traced, names)
         except NoMatchError as error:
             failure = failure or error
         else:
-            if loop is not None:
+            if loop is not None or failure is None:
                 return loop
     if failure is not None:
         raise failure

@@ -37,20 +37,20 @@ def find_loops(model: nn.Module) -> FoundLoops:
     without_loop: set[Hashable] = set()
     settled: list[str] = []
     for path, module in reversed(list(model.named_modules())):
-        kind = _kind(module)
-        if kind in without_loop or any(_inside(inner, path) for inner in settled):
+        if any(_inside(inner, path) for inner in settled):
             continue
+        kind = _kind(module)
         try:
-            loop = find_expert_loop(module) or find_block_loop(module)
+            loop = None if kind in without_loop else _find_loop(module)
         except NoMatchError as failure:
             found.left[path] = str(failure)
             continue
         if loop is not None:
             found.loops[path] = loop
-        if loop is not None or owns_stack(module):
-            settled.append(path)
         else:
             without_loop.add(kind)
+        if loop is not None or owns_stack(module):
+            settled.append(path)
     inner = [*found.left, *found.loops]
     return found._replace(
         left={
@@ -66,6 +66,10 @@ def owns_stack(module: nn.Module) -> bool:
     """Return whether two or more of a module's own parameters have the shape ``[E, ., .]``."""
     stacked = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3]
     return len(stacked) >= 2 and len(set(stacked)) == 1 and stacked[0] > 1
+
+
+def _find_loop(module: nn.Module) -> Loop | None:
+    return find_expert_loop(module) or find_block_loop(module)
 
 
 def _inside(path: str, other: str) -> bool:
