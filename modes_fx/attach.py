@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from modes_fx.blocks import CapturedBlock, find_blocks
 from modes_fx.hooks import (
     ATTACHMENT,
     COUNTS,
@@ -119,6 +120,7 @@ def attach(
             attachment.loops[path] = ReplacedLoop(layer, found.loops[path])
         else:
             attachment.handles.append(mark_input(layer))
+    attachment.blocks += map(CapturedBlock, find_blocks(model, layers))
     attachment.left.update(found.left)
     hook_modality(model, attachment, token_ids)
     set_thetas(model, thetas)
@@ -201,6 +203,8 @@ def detach(model: nn.Module) -> nn.Module:
     attachment = attached(model)
     for handle in attachment.handles:
         handle.remove()
+    for block in attachment.blocks:
+        block.remove()
     for loop in attachment.loops.values():
         loop.remove()
     for layer in attachment.layers.values():

@@ -14,6 +14,7 @@ from torch._dynamo import config as dynamo_config
 from torch.utils.hooks import RemovableHandle
 
 from modes_fx import ops as ops  # registers the ops that the hooks call
+from modes_fx.blocks import CapturedBlock
 from modes_fx.modality import ModalityBuffer, TokenIds, modality_codes
 from modes_fx.policy import SkipPolicy
 from modes_fx.vocabulary import Modality
@@ -63,6 +64,7 @@ class Attachment:
         modality: the modality of the tokens of the call in flight.
         decoder_modality: where an encoder reads those, the modality of the decoder's own tokens.
         handles: the hooks to remove.
+        blocks: the blocks that are captured by themselves.
         loops: the expert loops that run as one op, by path.
         left: why other modules that loop over experts were left as they are, by path.
         in_flight: held during a call, because two calls would share the modality buffer.
@@ -77,6 +79,7 @@ class Attachment:
     modality: ModalityBuffer
     decoder_modality: ModalityBuffer | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
+    blocks: list[CapturedBlock] = field(default_factory=list)
     loops: dict[str, Replacement] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     in_flight: threading.Lock = field(default_factory=threading.Lock)

@@ -3,6 +3,7 @@
 - ``modes_fx::marker`` stands in front of the experts of an attached model and carries what the
   model's own graph does not hold: the layer's thresholds and each token's modality. The backend
   consumes it; it computes nothing.
+- ``modes_fx::codes_of_rows`` gives the modality of rows before a block picks some of them.
 - ``modes_fx::gate`` turns the router's choice into the kept pairs.
 - ``modes_fx::experts`` computes the kept pairs.
 - ``modes_fx::count_pairs`` adds up how many pairs were kept, for reports.
@@ -62,12 +63,40 @@ def _(
 marker.register_autograd(lambda ctx, grad: (grad, *[None] * 7))
 
 
+@torch.library.custom_op("modes_fx::codes_of_rows", mutates_args=())
+def codes_of_rows(modality: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
+    """Return the modality code of every row of ``rows``, which hold all tokens of the call.
+
+    Where a block runs its experts on a part of the tokens, these codes are picked as their rows
+    are, and then given to the gate.
+
+    Args:
+        modality: ``[>= T]`` int8 codes.
+        tokens: ``[1]`` int64, see :func:`gate`.
+        rows: ``[.., H]``, T rows.
+
+    Returns:
+        int8 codes of the shape of ``rows`` without H.
+
+    Raises:
+        ValueError: these are not the tokens of the call, so their modality is not known.
+    """
+    shape = rows.shape[:-1]
+    _check_tokens(tokens, shape.numel())
+    return modality[: shape.numel()].reshape(shape).clone()
+
+
+@codes_of_rows.register_fake
+def _(modality: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
+    return modality.new_empty(rows.shape[:-1])
+
+
 @torch.library.custom_op("modes_fx::gate", mutates_args=())
 def gate(
     index: Tensor,
     weight: Tensor,
     modality: Tensor,
-    tokens: Tensor,
+    tokens: Tensor | None,
     theta: Tensor,
     num_experts: int,
     share: str,
@@ -77,12 +106,17 @@ def gate(
     """See ``modes_fx.kernels.reference.gate``.
 
     ``tokens``, ``[1]`` int64, says how many tokens the call has whose modality is given; 0 where no
-    call is in flight and all are OTHER.
+    call is in flight and all are OTHER; None where ``modality`` was picked for just these tokens.
 
     Raises:
         ValueError: these are not the tokens of the call, so their modality is not known.
     """
-    _check_tokens(tokens, len(index))
+    if tokens is not None:
+        _check_tokens(tokens, len(index))
+    elif len(modality) != len(index):
+        raise ValueError(
+            f"{len(index)} tokens reach the experts, with {len(modality)} modality codes"
+        )
     return reference.gate(
         index, weight, modality, theta, num_experts, share, kept_mass_exponent, min_k
     )
@@ -93,7 +127,7 @@ def _(
     index: Tensor,
     weight: Tensor,
     modality: Tensor,
-    tokens: Tensor,
+    tokens: Tensor | None,
     theta: Tensor,
     num_experts: int,
     share: str,

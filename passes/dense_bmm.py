@@ -16,7 +16,6 @@ from modes_fx.passes import graph as g
 from modes_fx.passes.lift import Lifter
 from modes_fx.passes.pattern import Pattern
 from modes_fx.passes.region import Candidate, Gemm, NoMatchError, Region
-from modes_fx.passes.rewrite import MARKER
 from modes_fx.passes.spread import find_spreads
 
 aten = torch.ops.aten
@@ -37,7 +36,7 @@ class DenseLifter(Lifter):
     def _leaf(self, node: Node) -> str | None:
         if node in self._gemms:
             return self._gemm(node)
-        if node.target is MARKER:
+        if node.target is g.MARKER:
             return self._value(node.all_input_nodes[0])
         if _behind_layout(node, lambda source: source is self._dense):
             return self._only("weight", self._dense, "w")

@@ -5,7 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch.fx import Node
 
+from modes_fx import ops as ops  # registers the marker
+from modes_fx.passes.sizes import value_of
+
 aten = torch.ops.aten
+MARKER = torch.ops.modes_fx.marker.default
 
 VIEW_OPS = frozenset(
     {
@@ -28,23 +32,14 @@ TRANSPOSE_OPS = frozenset({aten.transpose.int, aten.permute.default, aten.t.defa
 
 
 def shape(node: Node) -> tuple[int, ...] | None:
-    """Return a tensor node's shape; symbolic sizes by the value they had when captured.
+    """Return a tensor node's shape, with a number for each size (see ``modes_fx.passes.sizes``).
 
-    None where the node is no tensor, or a size depends on data and was not known.
+    None where the node is no tensor.
     """
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or not all(map(_has_hint, value.shape)):
+    if not isinstance(value, torch.Tensor):
         return None
-    return tuple(int_hint(size) for size in value.shape)
-
-
-def int_hint(value: int | torch.SymInt) -> int:
-    """Return an integer, or the value a symbolic one had when it was captured."""
-    return value if isinstance(value, int) else int(value.node.hint)
-
-
-def _has_hint(value: int | torch.SymInt) -> bool:
-    return isinstance(value, int) or bool(value.node.has_hint())
+    return tuple(value_of(size) for size in value.shape)
 
 
 def dtype(node: Node) -> torch.dtype | None:

@@ -23,6 +23,7 @@ from modes_fx.passes.region import Candidate, NoMatchError, Region
 from modes_fx.passes.report import LayerReport, NearestMiss, Stage
 from modes_fx.passes.rewrite import find_marker, remove_markers, resolve_gate, rewrite
 from modes_fx.passes.router import RouterOrigin, router_origin
+from modes_fx.passes.subset import origin_of
 from modes_fx.passes.verify import verify
 
 PATTERNS: Sequence[Pattern] = (GroupedMM(), BatchedMM(), DenseBMM(), LoopOp())
@@ -85,7 +86,7 @@ def _one_layer(
         gate = resolve_gate(marker, region) if marker is not None else None
         if gate is not None:
             described = _placed(described, _owner(names.get(gate.theta, "")))
-            _check_tokens(region, inputs.get(gate.tokens))
+            _check_tokens(region, inputs.get(gate.tokens) if gate.tokens else None)
         if not pattern.proved and not _has_real_weights(region, inputs):
             reason = "its weights are not real tensors, so the match could not be proved"
             return replace(described, status="unverified", reason=reason)
@@ -109,16 +110,21 @@ def _placed(layer: LayerReport, path: str) -> LayerReport:
 
 
 def _check_tokens(region: Region, tokens: Any) -> None:
-    """Check that the experts see the very tokens whose modality the call has written."""
-    seen = (g.shape(region.x) or (0,))[0]
+    """Check that the experts' tokens are those whose modality the call has written, or some."""
+    origin = origin_of(region.x)
+    if origin.tokens is None:
+        raise NoMatchError(
+            "how many tokens its experts see depends on data, and the rows they were picked from "
+            "are not in the same graph, so their modality is not known"
+        )
     if not isinstance(tokens, torch.Tensor) or tokens.device.type == "meta":
         return
     with unset_fake_temporarily():
         in_call = int(tokens)
-    if in_call not in (0, seen):
+    if in_call not in (0, origin.tokens):
         raise NoMatchError(
-            f"its experts see {seen} tokens while the call has {in_call}, so their modality is not "
-            "known"
+            f"its experts see {origin.tokens} tokens while the call has {in_call}, so their "
+            "modality is not known"
         )
 
 

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
-from modes_fx import ops as ops  # registers the ops
 from modes_fx.passes import graph as g
 from modes_fx.passes.region import NoMatchError, Region
+from modes_fx.passes.subset import origin_of, pick_codes
 from modes_fx.vocabulary import default_share
 
-MARKER = torch.ops.modes_fx.marker.default
 GATE = torch.ops.modes_fx.gate.default
 EXPERTS = torch.ops.modes_fx.experts.default
 COUNT_PAIRS = torch.ops.modes_fx.count_pairs.default
@@ -23,7 +22,7 @@ class GateArguments(NamedTuple):
 
     theta: Node
     modality: Node
-    tokens: Node
+    tokens: Node | None
     counts: Node
     share: str
     kept_mass_exponent: float
@@ -40,7 +39,7 @@ def find_marker(region: Region) -> Node | None:
         NoMatchError: the marker saw other tokens than the region computes.
     """
     sources = [g.through_views(node) for node in (region.x, region.weight)]
-    node = next((source for source in sources + region.nodes if source.target is MARKER), None)
+    node = next((source for source in sources + region.nodes if source.target is g.MARKER), None)
     if node is None:
         return None
     tokens = (g.shape(region.x) or (0,))[0]
@@ -74,6 +73,7 @@ def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
     index, weight = region.index, region.weight
     with graph.inserting_before(region.out):
         if gate is not None:
+            gate = _of_own_tokens(graph, region, gate)
             kept = graph.call_function(
                 GATE,
                 (
@@ -90,7 +90,7 @@ def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
             )
             index = graph.call_function(getitem, (kept, 0))
             weight = graph.call_function(getitem, (kept, 1))
-            if region.weight.target is MARKER:
+            if region.weight.target is g.MARKER:
                 # What else is computed from the weights must not see those of skipped pairs either.
                 region.weight.replace_all_uses_with(weight, lambda user: user is not kept)
             if (g.shape(gate.counts) or (0,))[0]:
@@ -111,11 +111,21 @@ def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
     region.out.replace_all_uses_with(result)
 
 
+def _of_own_tokens(graph: Graph, region: Region, gate: GateArguments) -> GateArguments:
+    """Give the gate the codes of the region's own tokens, where they are a part of the call's."""
+    origin = origin_of(region.x)
+    if not origin.picks:
+        return gate
+    assert gate.tokens is not None
+    codes = pick_codes(graph, origin, gate.modality, gate.tokens)
+    return gate._replace(modality=codes, tokens=None)
+
+
 def remove_markers(graph: Graph) -> list[Node]:
     """Take every marker out of the graph; return the threshold input of each, in order."""
     thetas = []
     for node in list(graph.nodes):
-        if node.target in (MARKER, torch.ops.modes_fx.marker):
+        if node.target in (g.MARKER, torch.ops.modes_fx.marker):
             thetas.append(node.args[1])
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)

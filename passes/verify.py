@@ -18,7 +18,7 @@ from modes_fx.kernels import compact, reference
 from modes_fx.passes import graph as g
 from modes_fx.passes.agreement import check_agreement
 from modes_fx.passes.region import NoMatchError, Region
-from modes_fx.passes.rewrite import MARKER
+from modes_fx.passes.sizes import value_of
 
 ENOUGH_PAIRS = 64
 """Where a call has fewer pairs, several draws are compared: one may agree by accident."""
@@ -94,12 +94,12 @@ def _run(
         if node in values:
             return values[node]
         value: Any = node.meta.get("val")
-        return inputs[node] if isinstance(value, Tensor) else g.int_hint(value)
+        return inputs[node] if isinstance(value, Tensor) else value_of(value)
 
     for node in region.nodes:
         if isinstance(node.meta.get("val"), int | torch.SymInt):
             values[node] = read(node)
-        elif node.target is MARKER:
+        elif node.target is g.MARKER:
             values[node] = read(node.all_input_nodes[0])
         else:
             args, kwargs = map_arg((node.args, node.kwargs), read)

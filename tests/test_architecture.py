@@ -34,6 +34,7 @@ LAYERS = {
     "modes_fx.hooks": 4,
     "modes_fx.loops": 4,
     "modes_fx.attach": 4,
+    "modes_fx.blocks": 4,
     "modes_fx.backend": 4,
     "modes_fx.explain": 4,
     "modes_fx.calibration": 5,

@@ -149,7 +149,7 @@ class GroupedExperts(nn.Module):
         rows = self.grouped(x[perm // top_k], self.up, offsets)
         rows = self.grouped(self.activation(rows), self.down, offsets)
         rows = self.weighted(rows, weight.reshape(-1)[perm])
-        return self.combine(self.restore(rows, perm).view(len(x), top_k, -1))
+        return self.combine(self.restore(rows, perm).view(len(x), top_k, x.shape[-1]))
 
     def counts(self, ordered: Tensor) -> Tensor:
         return torch.histc(ordered.float(), self.num_experts, 0, self.num_experts - 1)
