@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modes_fx.blocks import CapturedBlock, find_blocks
+from modes_fx.errors import MatchError
 from modes_fx.hooks import (
     ATTACHMENT,
     COUNTS,
@@ -61,6 +62,7 @@ def attach(
     target: float | None = None,
     count_pairs: bool = False,
     max_tokens: int = DEFAULT_MAX_TOKENS,
+    strict: bool = False,
 ) -> nn.Module:
     """Make a model ready for ``modes_backend``: thresholds on its layers, modality on its tokens.
 
@@ -71,6 +73,8 @@ def attach(
         target: a calibrated target of the policy; by default its smallest one.
         count_pairs: add up how many pairs are kept (see :func:`pair_counts`); costs a little time.
         max_tokens: the most tokens (batch * sequence) of one call.
+        strict: make it an error, not a warning, where a layer runs outside ``modes_backend``; the
+            backend's own option of that name covers what it captures.
 
     Returns:
         ``model``.
@@ -78,6 +82,7 @@ def attach(
     Raises:
         PolicyError: the policy is for another model, or has no such target.
         ValueError: the model is attached already, or has no module that owns experts.
+        MatchError: under ``strict``, where a loop over experts cannot be rewritten.
     """
     wrapper, model = model, _inside(model)
     if is_attached(model):
@@ -91,6 +96,8 @@ def attach(
             f"{type(model).__name__} has no MoE layer to skip experts in: "
             f"{'; '.join(loops) or nothing}"
         )
+    if found.left:
+        _tell_left(found.left, strict)
     if policy is not None:
         policy.check_model(model)
         if target is None:
@@ -105,6 +112,7 @@ def attach(
         kept_mass_exponent=policy.kept_mass_exponent if policy else 0.0,
         min_k=policy.min_k if policy else 0,
         modality=attachment.modality,
+        strict=strict,
     )
     gates = dict.fromkeys(layers, gate)
     if in_decoder := find_decoder_layers(model, layers):
@@ -213,6 +221,17 @@ def detach(model: nn.Module) -> nn.Module:
     delattr(_inside(model), ATTACHMENT)
     _forget_captures()
     return model
+
+
+def _tell_left(left: Mapping[str, str], strict: bool) -> None:
+    path, reason = next(iter(left.items()))
+    message = (
+        f"{len(left)} modules that loop over experts are left as they are and compute every "
+        f"expert; the first is {path}: {reason}. See modes_fx.explain(model, **inputs)"
+    )
+    if strict:
+        raise MatchError(f"strict: {message}")
+    warnings.warn(message, stacklevel=3)
 
 
 def _forget_captures() -> None:

@@ -31,7 +31,8 @@ class BackendOptions:
     """``torch.compile(..., options={...})`` of this backend.
 
     Attributes:
-        strict: an MoE layer that is not rewritten is an error.
+        strict: an MoE layer of a captured graph that is not rewritten is an error; ``attach`` has
+            an option of that name for layers that no graph holds.
         compiler: what compiles the rewritten graph: ``"inductor"``, or ``"eager"`` to run it node
             by node (starts at once, needs no C++ compiler, computes the same).
         inductor: inductor's own options, such as ``{"max_autotune": True}``.

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from modes_fx import ops as ops  # registers the ops that the hooks call
 from modes_fx.blocks import CapturedBlock
+from modes_fx.errors import MatchError
 from modes_fx.modality import ModalityBuffer, TokenIds, modality_codes
 from modes_fx.policy import SkipPolicy
 from modes_fx.vocabulary import Modality
@@ -33,12 +34,16 @@ RECOMPILES_PER_LAYER = 16
 
 @dataclass(frozen=True)
 class GateOptions:
-    """What a layer's marker carries besides thresholds: the policy's options and the codes."""
+    """What a layer's marker carries besides thresholds: the policy's options and the codes.
+
+    ``strict``: a call that no backend captures is an error.
+    """
 
     share: str
     kept_mass_exponent: float
     min_k: int
     modality: ModalityBuffer
+    strict: bool = False
 
 
 class Replacement(Protocol):
@@ -123,6 +128,7 @@ def mark(layer: nn.Module, value: Tensor) -> Tensor:
 
     Raises:
         RuntimeError: the model was converted after it was attached.
+        MatchError: under ``strict``, where the layer is called uncompiled.
     """
     theta = getattr(layer, THETA)
     if theta.dtype != torch.float32:
@@ -131,6 +137,12 @@ def mark(layer: nn.Module, value: Tensor) -> Tensor:
             "attached: detach, convert the model, then attach again"
         )
     gate: GateOptions = getattr(layer, GATE)
+    if gate.strict and not torch.compiler.is_compiling():
+        raise MatchError(
+            f"strict: {getattr(theta, LAYER_PATH)} runs outside modes_backend and would compute "
+            "every expert: Dynamo cannot capture the code around it, or the model was not "
+            "compiled. Run modes_fx.explain(model, **inputs) to see which layers are captured"
+        )
     marked: Tensor = torch.ops.modes_fx.marker(
         value,
         theta,

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
 import modes_fx
-from modes_fx import modes_backend
+from modes_fx import MatchError, modes_backend
 from modes_fx.attach import find_expert_modules, keep_all_theta, set_thetas
 from modes_fx.backend import BackendOptions, compile_graph
 from modes_fx.vocabulary import Modality
@@ -227,6 +227,20 @@ def test_a_form_that_cannot_be_captured_is_named_and_strict_makes_it_an_error() 
     compiled = torch.compile(model, backend=modes_backend, options=EAGER | {"strict": True})
     with torch.no_grad(), pytest.raises(Exception, match=r"strict: 1 of 1 MoE.*modes_fx\.explain"):
         compiled(**CALLS["text"])
+
+
+def test_a_layer_that_no_graph_holds_is_named_and_strict_makes_it_an_error(model) -> None:
+    block = model.model.language_model.layers[1]
+    block.forward = torch.compiler.disable(block.forward)
+    modes_fx.attach(model)
+    strict = {"compiler": "eager", "strict": True}
+    with pytest.warns(UserWarning, match="did not go through modes_backend"):
+        torch.compile(model, backend=modes_backend, options=strict)(**CALLS["text"])
+    modes_fx.detach(model)
+    modes_fx.attach(model, strict=True)
+    reason = r"strict: .*layers\.1\.mlp\.experts runs outside.*modes_fx\.explain"
+    with pytest.raises(MatchError, match=reason):
+        torch.compile(model, backend=modes_backend, options=strict)(**CALLS["text"])
 
 
 def test_gradients_run_the_original_and_say_so(model) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modes_fx import attach, detach, explain
+from modes_fx import MatchError, attach, detach, explain
 from modes_fx.attach import find_expert_modules, keep_all_theta, pair_counts, set_thetas
 from modes_fx.kernels import reference
 from modes_fx.vocabulary import Modality
@@ -283,3 +283,18 @@ def test_explain_tells_which_loops_run_as_an_op_and_why_others_do_not():
     assert good.max_error < 1e-5
     assert (bad.path, bad.form, bad.status) == ("layer.1.experts", "loop", "refused")
     assert "gives other numbers" in bad.reason
+
+
+def test_a_loop_that_cannot_be_rewritten_is_named_and_strict_makes_it_an_error():
+    class AcrossTokens(IndexAddLoop):
+        def forward(self, x, index, weight):
+            return super().forward(x, index, weight).cumsum(0)
+
+    model = TinyModel(Routed(IndexAddLoop()))
+    model.other = Routed(AcrossTokens())
+    reason = r"1 modules that loop over experts.*other\.experts: its rewrite gives other numbers"
+    with pytest.raises(MatchError, match=f"strict: {reason}"):
+        attach(model, strict=True)
+    with pytest.warns(UserWarning, match=reason):
+        attach(model)
+    detach(model)
