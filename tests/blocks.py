@@ -294,6 +294,28 @@ class Crowded(SeparateWhere):
         return out
 
 
+class TallBlock(Block):
+    """Routes tokens to experts that lie below each other in 2-D parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(HIDDEN, EXPERTS, bias=False)
+        self.up = nn.Parameter(torch.empty(EXPERTS * WIDTH, HIDDEN))
+        self.down = nn.Parameter(torch.empty(EXPERTS * WIDTH, HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, HIDDEN)
+        weight, index = self.router(rows).softmax(-1).topk(TOP_K, dim=-1)
+        weight = self.keep(weight)
+        ups, downs = self.up.chunk(EXPERTS), self.down.chunk(EXPERTS)
+        out = x.reshape(-1, HIDDEN).clone()
+        for e in range(EXPERTS):
+            token, slot = (index == e).nonzero(as_tuple=True)
+            given = F.silu(rows[token] @ ups[e].T) @ downs[e]
+            out.index_add_(0, token, given * weight[token, slot, None])
+        return out.view_as(x)
+
+
 class CapacityEinsum(Block):
     """Dispatch and combine tensors ``[T, E, C]``; tokens beyond an expert's capacity are lost."""
 

@@ -26,7 +26,6 @@ from modes_fx.passes.loops.stacks import (
     expert_weights,
     has_router,
     hidden_sizes,
-    may_hold_experts,
     stacked,
 )
 from modes_fx.passes.loops.trace import Trace, trace
@@ -134,7 +133,7 @@ def find_block_loop(module: nn.Module) -> BlockLoop | None:
     Raises:
         NoMatchError: it routes tokens to experts, but not in a way that could be proved right.
     """
-    if not (may_hold_experts(module) and has_router(module) and _takes_one_argument(module)):
+    if not (has_router(module) and _takes_one_argument(module)):
         return None
     for hidden_size in hidden_sizes(module):
         for sizes in SIZES:

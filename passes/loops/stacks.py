@@ -1,6 +1,6 @@
 """Which weights of a module belong to which expert."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from operator import getitem
@@ -117,14 +117,17 @@ def has_router(module: nn.Module) -> bool:
     others = [p for name, p in module.named_parameters() if p.dim() == 2 and name not in separate]
     counts = {weight.stack.num_experts for weight in separate.values()}
     counts |= {p.shape[0] for p in module.parameters() if p.dim() == 3}
-    counts |= {n for n in (p.shape[0] for p in others) if _tall(others, n)}
-    return any(n in p.shape for p in others for n in counts)
+    tall = _tall_rows(module)
+    return any(n in p.shape for p in others for n in counts) or any(
+        rows % p.shape[0] == 0 for p in others for rows in tall if 1 < p.shape[0] < rows
+    )
 
 
-def _tall(matrices: Iterable[nn.Parameter], num_experts: int) -> bool:
-    """Return whether there are alike matrices whose rows could be shared out among experts."""
-    rows = [p.shape[0] for p in matrices if p.shape[0] > num_experts > 1]
-    return any(rows.count(n) >= 2 and n % num_experts == 0 for n in set(rows))
+def _tall_rows(module: nn.Module) -> set[int]:
+    """Return the numbers of rows that two or more matrices have which no ``Linear`` owns."""
+    owners = (m for m in module.modules() if not isinstance(m, nn.Linear | nn.Embedding))
+    rows = [p.shape[0] for m in owners for p in m.parameters(recurse=False) if p.dim() == 2]
+    return {n for n in rows if rows.count(n) >= 2}
 
 
 def guess_num_experts(module: nn.Module) -> int:

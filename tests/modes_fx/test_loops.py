@@ -23,6 +23,7 @@ from tests.blocks import (
     Routed,
     SeparateWhere,
     SortedSegments,
+    TallBlock,
     TallMatrices,
     TinyModel,
     WithIdentity,
@@ -48,6 +49,7 @@ BLOCKS = {
     "one-hot masks": (OneHotMasks, "renormalised"),
     "two outputs": (ReturnsLogits, "renormalised"),
     "sorted segments": (SortedSegments, "renormalised"),
+    "tall matrices": (TallBlock, "renormalised"),
     "separate masks": (SeparateWhere, "weight"),
 }
 
