@@ -24,9 +24,10 @@ from modes_fx.passes.report import LayerReport, NearestMiss, Stage
 from modes_fx.passes.rewrite import find_marker, remove_markers, resolve_gate, rewrite
 from modes_fx.passes.router import RouterOrigin, router_origin
 from modes_fx.passes.subset import origin_of
+from modes_fx.passes.tables import Tables
 from modes_fx.passes.verify import verify
 
-PATTERNS: Sequence[Pattern] = (GroupedMM(), BatchedMM(), DenseBMM(), LoopOp())
+PATTERNS: Sequence[Pattern] = (GroupedMM(), BatchedMM(), DenseBMM(), Tables(), LoopOp())
 
 
 def rewrite_graph(
@@ -173,7 +174,8 @@ def _left_alone(
 
 def _describe(region: Region, path: str, origin: RouterOrigin) -> LayerReport:
     """Describe a region that is not rewritten yet."""
-    down = g.shape(region.gemms[-1].weight) or (0, 0, 0)
+    last = region.gemms[-1]
+    down = g.shape(last.weight) or (0, 0, 0)
     return LayerReport(
         path=path,
         status="refused",
@@ -181,7 +183,7 @@ def _describe(region: Region, path: str, origin: RouterOrigin) -> LayerReport:
         num_experts=region.num_experts,
         top_k=(g.shape(region.index) or (0, 0))[1],
         hidden_size=(g.shape(region.x) or (0, 0))[1],
-        intermediate_size=down[2] if region.gemms[-1].transposed else down[1],
+        intermediate_size=down[2 if last.transposed else 1] if len(down) == 3 else 1,
         body=region.body.summary(),
         router=origin.ops,
         router_weight=origin.weight,

@@ -84,8 +84,8 @@ class RowLifter(ABC):
         return self._step(SLICE, (self._value(rows), start or 0, end, stride))
 
     def _row_wise(self, node: Node) -> str:
-        if node.target is aten.mean.dim and node.args[1] != [-1]:
-            raise NoMatchError("the experts average over another dimension than the last", node)
+        if node.target in (aten.mean.dim, aten.sum.dim_IntList) and node.args[1:] != ([-1], True):
+            raise NoMatchError("the experts reduce another dimension than the last", node)
         args = tuple(self._value(a) if isinstance(a, Node) else a for a in node.args)
         kwargs = {
             name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value

@@ -70,6 +70,7 @@ ATEN_WHITELIST = frozenset(
         "aten.square.default",
         "aten.sub.Scalar",
         "aten.sub.Tensor",
+        "aten.sum.dim_IntList",
         "aten.tanh.default",
         "aten.threshold.default",
         "aten.where.self",

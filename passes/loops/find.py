@@ -1,8 +1,9 @@
 """Find the expert loops of a whole model."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from modes_fx.passes.loops.block import BlockLoop, find_block_loop
@@ -63,9 +64,19 @@ def find_loops(model: nn.Module) -> FoundLoops:
 
 
 def owns_stack(module: nn.Module) -> bool:
-    """Return whether two or more of a module's own parameters have the shape ``[E, ., .]``."""
-    stacked = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3]
-    return len(stacked) >= 2 and len(set(stacked)) == 1 and stacked[0] > 1
+    """Return whether a module owns two or more stacks of E experts.
+
+    They are parameters of its own of shape ``[E, ., .]``, or tables ``[E, H]`` of one row an expert
+    beside a layer that reads H, such as a router: without one they only embed something.
+    """
+    stacked = [p.shape[:1] for p in module.parameters(recurse=False) if p.dim() == 3]
+    tables = [m.weight.shape for m in module.children() if isinstance(m, nn.Embedding)]
+    reads = {m.in_features for m in module.children() if isinstance(m, nn.Linear)}
+    return _are_alike(stacked) or (_are_alike(tables) and tables[0][1] in reads)
+
+
+def _are_alike(sizes: Sequence[torch.Size]) -> bool:
+    return len(sizes) >= 2 and len(set(sizes)) == 1 and sizes[0][0] > 1
 
 
 def _find_loop(module: nn.Module) -> Loop | None:
