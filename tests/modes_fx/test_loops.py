@@ -129,6 +129,20 @@ def test_a_block_that_routes_tokens_itself_works_alike(style, monkeypatch):
     torch.testing.assert_close(run(model, **inputs), full)
 
 
+@pytest.mark.parametrize("layer", [CountsOnTheHost, OneHotChoice])
+def test_a_graph_that_no_loop_could_be_in_holds_for_other_sizes(layer):
+    model = TinyModel(layer())
+    prompts = [prompt(*sizes) for sizes in ((2, 7), (3, 5), (4, 64))]
+    expected = [run(model, **inputs) for inputs in prompts]
+    options = {"strict": True, "compiler": "eager"}
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        fast = torch.compile(
+            attach(model), backend=modes_backend, options=options, fullgraph=True, dynamic=True
+        )
+        for inputs, wanted in zip(prompts, expected, strict=True):
+            torch.testing.assert_close(run(fast, **inputs), wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("block", [CapacityEinsum, PaddedBlocks])
 def test_a_block_in_another_style_is_left_alone_and_reported(block):
     model = TinyModel(block())
