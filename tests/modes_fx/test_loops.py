@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modes_fx import MatchError, attach, detach, explain
+from modes_fx import MatchError, attach, detach, explain, modes_backend
 from modes_fx.attach import find_expert_modules, keep_all_theta, pair_counts, set_thetas
 from modes_fx.kernels import reference
 from modes_fx.vocabulary import Modality
