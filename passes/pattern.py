@@ -1,7 +1,8 @@
 """What a pattern is, and the cut that all patterns share.
 
 A pattern knows one dispatch form: how a model brings each row to its expert. Adding one is a class
-with a name and ``find``, one entry in ``modes_fx.passes.pipeline.PATTERNS``, and one test.
+with a name and ``find`` (and a lifter or a ``combine`` of its own, where its rows need them), one
+entry in ``modes_fx.passes.pipeline.PATTERNS``, and one test.
 """
 
 from abc import ABC, abstractmethod
@@ -31,6 +32,7 @@ class Pattern(ABC):
     proved: ClassVar[bool] = False
     """Whether its regions were proved right before they were captured."""
     lifter: ClassVar[type[Lifter]] = Lifter
+    """What writes its rows down as a body."""
 
     @abstractmethod
     def find(self, graph: Graph) -> list[Candidate]:
