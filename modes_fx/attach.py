@@ -226,7 +226,7 @@ def detach(model: nn.Module) -> nn.Module:
 def _tell_left(left: Mapping[str, str], strict: bool) -> None:
     path, reason = next(iter(left.items()))
     message = (
-        f"{len(left)} modules that loop over experts are left as they are and compute every "
+        f"of the model's loops over experts, {len(left)} cannot be rewritten and compute every "
         f"expert; the first is {path}: {reason}. See modes_fx.explain(model, **inputs)"
     )
     if strict:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -106,7 +107,9 @@ def explain(model: nn.Module, **inputs: Any) -> ExplainReport:
     """
     temporary = not is_attached(model)
     if temporary:
-        attach(model, count_pairs=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "of the model's loops over experts")
+            attach(model, count_pairs=True)
     try:
         return _explain(getattr(model, "_orig_mod", model), inputs, counted=temporary)
     finally:

@@ -113,6 +113,11 @@ def test_explicit_codes_that_are_none_are_refused(wrong) -> None:
         codes([[9, 9]], modality=wrong)
 
 
+def test_explicit_codes_without_values_are_taken_as_they_are() -> None:
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    assert modality_codes(IDS, ids, modality=ids).shape == (2,)
+
+
 def test_a_model_without_a_config_has_text_only() -> None:
     assert TokenIds.from_config(None) == TokenIds()
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import modes_fx
+from tests import blocks
 from tests.tiny import GroupedExperts, compile_observed, routed_tokens
 
 
@@ -72,6 +74,14 @@ def test_a_long_chain_is_shortened() -> None:
     report = report_of(Long(), torch.randn(5, 16))
     assert report.router.endswith("tanh <- ... <- mm")
     assert report.router.count("<-") == 12
+
+
+def test_a_marker_is_no_part_of_the_router() -> None:
+    model = modes_fx.attach(blocks.TinyModel(blocks.Routed(blocks.IndexAddLoop())))
+    report = report_of(model, *blocks.prompt().values())
+    assert report.form == "loop"
+    assert report.router == "topk <- softmax <- mm"
+    assert report.router_weight == "layer.router.weight"
 
 
 def test_routing_that_enters_the_graph_from_outside_has_no_operations() -> None:
