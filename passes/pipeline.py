@@ -103,10 +103,12 @@ def _one_layer(
 
 def _placed(layer: LayerReport, path: str) -> LayerReport:
     """Return a layer's report with its full path; names are relative where it is captured alone."""
-    if not path.endswith(layer.path):
-        return replace(layer, path=path, gated=True)
-    above = path.removesuffix(layer.path)
-    matrix = layer.router_weight and above + layer.router_weight
+    absolute, relative = path.split("."), layer.path.split(".")
+    matrix = layer.router_weight
+    for shared in range(len(relative), 0, -1):
+        if matrix and absolute[-shared:] == relative[:shared]:
+            matrix = ".".join([*absolute[:-shared], matrix])
+            break
     return replace(layer, path=path, router_weight=matrix, gated=True)
 
 

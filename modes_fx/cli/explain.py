@@ -179,6 +179,7 @@ def _placeless(layer: LayerReport) -> LayerReport:
 
 def collapse(paths: Sequence[str]) -> str:
     """Write paths that differ in one number as one, ``layers.[0-7].mlp``; list others."""
+    paths = list(dict.fromkeys(paths))
     split = [path.split(".") for path in paths]
     if len({len(parts) for parts in split}) > 1:
         return ", ".join(paths)
