@@ -1,9 +1,12 @@
 """The unmodified model of a type: what everything else is compared with."""
 
 import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from transformers import PreTrainedModel
 
 from modes_fx.bench.coverage.calls import converse, distance
@@ -32,7 +35,13 @@ class Original:
         self.inputs, self.logits = self._call(record)
         self.static = self._takes_static_cache()
         record.image, record.static_cache = self.inputs.has_image, self.static
-        record.original_fullgraph = self._compiles_fullgraph()
+        for record.original_fullgraph in (True, False):
+            try:
+                first, again = self._captures(fullgraph=record.original_fullgraph)
+            except Exception:
+                continue
+            record.original_graphs, record.original_graphs_again = first, sum(again)
+            break
 
     def _call(self, record: Record) -> tuple[Inputs, list[Tensor]]:
         if takes_images(self.model):
@@ -59,12 +68,27 @@ class Original:
         pairs = zip(self.logits, logits, strict=True)
         return len(logits) > 1 and all(distance(a, b) < 1e-4 for a, b in pairs)
 
-    def _compiles_fullgraph(self) -> bool:
-        compiled = torch.compile(self.model, backend="eager", fullgraph=True)
+    def _captures(self, *, fullgraph: bool) -> tuple[list[int], list[int]]:
+        """Return how many graphs each call has, and how many more when all is said again."""
+        torch.compiler.reset()
+        captured: list[GraphModule] = []
+
+        def backend(module: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+            captured.append(module)
+            return module.forward
+
+        compiled = torch.compile(self.model, backend=backend, fullgraph=fullgraph)
+        counts: list[int] = []
+
+        def call(_: int, arguments: dict[str, Any]) -> Any:
+            before = len(captured)
+            output = compiled(**arguments)
+            counts.append(len(captured) - before)
+            return output
+
         try:
-            converse(self.model, lambda _, args: compiled(**args), self.inputs, static=self.static)
-        except Exception:
-            return False
+            for _ in range(2):
+                converse(self.model, call, self.inputs, static=self.static)
         finally:
             torch.compiler.reset()
-        return True
+        return counts[: len(self.logits)], counts[len(self.logits) :]

@@ -88,6 +88,8 @@ class Record:
         reasons: by layer, why it was not rewritten.
         breaks: graph breaks, in the words of Dynamo.
         original_fullgraph: whether the unmodified model compiles into one graph.
+        original_graphs: how many graphs the unmodified model has, for each call.
+        original_graphs_again: how many more when the calls are made again.
         fullgraph: whether ours does.
         fullgraph_error: why not, where the unmodified model does.
         traceback: of the unmodified model, where it could not be built or run.
@@ -104,6 +106,8 @@ class Record:
     reasons: dict[str, str] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
     original_fullgraph: bool = False
+    original_graphs: list[int] = field(default_factory=list)
+    original_graphs_again: int = 0
     fullgraph: bool = False
     fullgraph_error: str = ""
     traceback: str = ""
@@ -124,6 +128,11 @@ class Record:
         """How many MoE layers are rewritten in every call that they take part in."""
         left = {path for call in self.calls for path in call.layers if path not in call.rewritten}
         return len(self.layers) - len(left)
+
+    @property
+    def graphs_again(self) -> int:
+        """How many more graphs were captured after the thresholds were changed."""
+        return sum(call.graphs_after_thresholds for call in self.calls)
 
     @property
     def verdict(self) -> Verdict:

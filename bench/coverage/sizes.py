@@ -155,6 +155,7 @@ BY_TYPE: Mapping[str, Fields] = {
         "num_hidden_layers": None,
         "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
     },
+    "phimoe": {"router_jitter_noise": 0.5},
     "qwen3_5_moe_text": {
         "layer_types": _LINEAR_AND_FULL,
         "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0},
