@@ -8,6 +8,7 @@ the rewritten graph.
 
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,13 +110,15 @@ def compile_graph(
     names = _qualified_names(module, example_inputs)
 
     def rewrite_and_compile(gm: GraphModule, example_inputs_: Sequence[Any]) -> CompiledGraph:
-        placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-        if len(placeholders) == len(example_inputs):
-            _copy_weight_marks(module, placeholders)
-            values = dict(zip(placeholders, example_inputs, strict=True))
-            reports = rewrite_graph(gm, values, dict(zip(placeholders, names, strict=True)))
+        captured_as = _pair_inputs(gm, example_inputs)
+        if captured_as is None:
+            reports = refuse_graph(
+                gm, "its inputs are tensor subclasses, or share memory in a way not understood"
+            )
         else:
-            reports = refuse_graph(gm, "the graph has tensor subclasses among its inputs")
+            _copy_weight_marks(module, captured_as)
+            values = {node: example_inputs[i] for node, i in captured_as.items()}
+            reports = rewrite_graph(gm, values, {n: names[i] for n, i in captured_as.items()})
         observe(reports)
         if options.strict:
             _require_all(reports)
@@ -213,9 +216,46 @@ def _dotted(source: str) -> str:
     return ".".join(parts[1:])
 
 
-def _copy_weight_marks(module: GraphModule, placeholders: Sequence[Node]) -> None:
+def _pair_inputs(traced: GraphModule, inputs: Sequence[Any]) -> dict[Node, int] | None:
+    """Return the number of the captured input that each input of the traced graph stands for.
+
+    Where inputs share memory and one is written to, as in some caches, tracing puts one input in
+    their place, in front of all others, and numbers before tensors. None where this does not
+    explain the inputs there are.
+    """
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    if len(placeholders) == len(inputs):
+        return {node: number for number, node in enumerate(placeholders)}
+    memory = {
+        number: value.untyped_storage()._cdata
+        for number, value in enumerate(inputs)
+        if isinstance(value, torch.Tensor)
+    }
+    users = Counter(memory.values())
+    merged = sum(count > 1 for count in users.values())
+    numbers = [number for number in range(len(inputs)) if number not in memory]
+    tensors = [number for number, place in memory.items() if users[place] == 1]
+    alone = [*numbers, *tensors]
+    if len(placeholders) != merged + len(alone):
+        return None
+    pairs = dict(zip(placeholders[merged:], alone, strict=True))
+    return pairs if all(_is_alike(node, inputs[i]) for node, i in pairs.items()) else None
+
+
+def _is_alike(node: Node, value: Any) -> bool:
+    traced = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return not isinstance(traced, torch.Tensor)
+    return (
+        isinstance(traced, torch.Tensor)
+        and traced.dtype == value.dtype
+        and traced.dim() == value.dim()
+    )
+
+
+def _copy_weight_marks(module: GraphModule, captured_as: Mapping[Node, int]) -> None:
     """Tell the passes and inductor which inputs are the model's own and keep their address."""
-    captured = (node for node in module.graph.nodes if node.op == "placeholder")
-    for before, after in zip(captured, placeholders, strict=True):
-        if "tensor_dict" in before.meta:
-            after.meta["tensor_dict"] = before.meta["tensor_dict"]
+    captured = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for after, number in captured_as.items():
+        if "tensor_dict" in captured[number].meta:
+            after.meta["tensor_dict"] = captured[number].meta["tensor_dict"]

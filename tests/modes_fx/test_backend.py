@@ -16,7 +16,14 @@ from modes_fx.attach import find_expert_modules, keep_all_theta, set_thetas
 from modes_fx.backend import BackendOptions, compile_graph
 from modes_fx.vocabulary import Modality
 from tests.oracle import codes_of, eager_oracle, middle_threshold
-from tests.tiny import chat, compile_observed, left_padded, tiny_vlm
+from tests.tiny import (
+    GroupedExperts,
+    chat,
+    compile_observed,
+    left_padded,
+    routed_tokens,
+    tiny_vlm,
+)
 
 EAGER = {"compiler": "eager"}
 CALLS = {
@@ -273,3 +280,29 @@ def test_an_attached_compiled_model_warns_of_nothing(model) -> None:
         warnings.simplefilter("always")
         compiled(**CALLS["text"])
     assert not [w for w in caught if "modes" in str(w.message).lower()]
+
+
+class WithCache(nn.Module):
+    """Experts beside a cache that is handed over whole and in part, and written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = GroupedExperts()
+
+    def forward(self, x, index, weight, cache, part, step):
+        part.add_(step * x.mean())
+        return self.experts(x, index, weight) + cache.sum()
+
+
+def test_inputs_that_share_memory_do_not_hide_the_experts():
+    torch.compiler.reset()
+    model, tokens = WithCache(), routed_tokens()
+    ours, theirs = torch.zeros(4, 4), torch.zeros(4, 4)
+    compiled, reports = compile_observed(model)
+    with torch.no_grad():
+        for step in (2, 3, 4):
+            got = compiled(*tokens, ours, ours[:2], step)
+            assert_close(got, model(*tokens, theirs, theirs[:2], step), rtol=0, atol=1e-5)
+    assert_close(ours, theirs)
+    assert {report.path for report in reports} == {"experts"}
+    assert {report.status for report in reports} == {"rewritten"}
