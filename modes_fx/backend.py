@@ -8,7 +8,6 @@ the rewritten graph.
 
 import shutil
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from torch._inductor.compile_fx import compile_fx
 from torch.fx import GraphModule, Node
 
 from modes_fx.errors import MatchError
-from modes_fx.hooks import LAYER_PATH
+from modes_fx.graph_inputs import GraphInput, graph_inputs, pair_inputs
 from modes_fx.passes.pipeline import refuse_graph, rewrite_graph
 from modes_fx.passes.report import LayerReport
 
@@ -107,18 +106,18 @@ def compile_graph(
         _refuse_gradients(options.strict)
         refuse_graph(module, "the call records gradients")
         return module if options.compiler == "eager" else _inductor(module, example_inputs, options)
-    names = _qualified_names(module, example_inputs)
+    given = graph_inputs(module, example_inputs)
 
     def rewrite_and_compile(gm: GraphModule, example_inputs_: Sequence[Any]) -> CompiledGraph:
-        captured_as = _pair_inputs(gm, example_inputs)
-        if captured_as is None:
+        paired = pair_inputs(gm, given)
+        if paired is None:
             reports = refuse_graph(
-                gm, "its inputs are tensor subclasses, or share memory in a way not understood"
+                gm, "its inputs are tensor subclasses, or share memory, in a way not understood"
             )
         else:
-            _copy_weight_marks(module, captured_as)
-            values = {node: example_inputs[i] for node, i in captured_as.items()}
-            reports = rewrite_graph(gm, values, {n: names[i] for n, i in captured_as.items()})
+            _copy_weight_marks(paired)
+            values = {node: item.value for node, item in paired.items()}
+            reports = rewrite_graph(gm, values, {node: i.name for node, i in paired.items()})
         observe(reports)
         if options.strict:
             _require_all(reports)
@@ -196,66 +195,8 @@ def _require_cpp_compiler(inputs: Sequence[Any]) -> None:
         )
 
 
-def _qualified_names(module: GraphModule, inputs: Sequence[Any]) -> list[str]:
-    names = []
-    placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
-    for node, value in zip(placeholders, inputs, strict=True):
-        argument = node.meta.get("grapharg")
-        source = argument.source.name if argument is not None and argument.source else ""
-        layer = getattr(value, LAYER_PATH, None)
-        names.append(f"{layer}.theta" if layer else _dotted(source))
-    return names
-
-
-def _dotted(source: str) -> str:
-    """Turn ``L['self']._modules['a']._parameters['b']`` into ``a.b``."""
-    parts = []
-    for piece in source.replace("]", "").split("[")[1:]:
-        quoted = piece.split(".")[0]
-        parts.append(quoted.strip("'\""))
-    return ".".join(parts[1:])
-
-
-def _pair_inputs(traced: GraphModule, inputs: Sequence[Any]) -> dict[Node, int] | None:
-    """Return the number of the captured input that each input of the traced graph stands for.
-
-    Where inputs share memory and one is written to, as in some caches, tracing puts one input in
-    their place, in front of all others, and numbers before tensors. None where this does not
-    explain the inputs there are.
-    """
-    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    if len(placeholders) == len(inputs):
-        return {node: number for number, node in enumerate(placeholders)}
-    memory = {
-        number: value.untyped_storage()._cdata
-        for number, value in enumerate(inputs)
-        if isinstance(value, torch.Tensor)
-    }
-    users = Counter(memory.values())
-    merged = sum(count > 1 for count in users.values())
-    numbers = [number for number in range(len(inputs)) if number not in memory]
-    tensors = [number for number, place in memory.items() if users[place] == 1]
-    alone = [*numbers, *tensors]
-    if len(placeholders) != merged + len(alone):
-        return None
-    pairs = dict(zip(placeholders[merged:], alone, strict=True))
-    return pairs if all(_is_alike(node, inputs[i]) for node, i in pairs.items()) else None
-
-
-def _is_alike(node: Node, value: Any) -> bool:
-    traced = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return not isinstance(traced, torch.Tensor)
-    return (
-        isinstance(traced, torch.Tensor)
-        and traced.dtype == value.dtype
-        and traced.dim() == value.dim()
-    )
-
-
-def _copy_weight_marks(module: GraphModule, captured_as: Mapping[Node, int]) -> None:
+def _copy_weight_marks(paired: Mapping[Node, GraphInput]) -> None:
     """Tell the passes and inductor which inputs are the model's own and keep their address."""
-    captured = [node for node in module.graph.nodes if node.op == "placeholder"]
-    for after, number in captured_as.items():
-        if "tensor_dict" in captured[number].meta:
-            after.meta["tensor_dict"] = captured[number].meta["tensor_dict"]
+    for node, item in paired.items():
+        if item.marks is not None:
+            node.meta["tensor_dict"] = item.marks
