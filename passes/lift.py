@@ -9,6 +9,7 @@ from torch.fx import Node
 
 from modes_fx.kernels.epilogue import MATMUL, Body
 from modes_fx.passes import graph as g
+from modes_fx.passes.other_devices import is_sentinel_mask
 from modes_fx.passes.region import Candidate, NoMatchError
 from modes_fx.passes.rows import RowLifter
 
@@ -53,6 +54,8 @@ class Lifter(RowLifter):
             return self._boundary(node)
         if node.target is aten.index.Tensor:
             return self._gather(node)
+        if is_sentinel_mask(node, self._num_experts):
+            return self._value(node.args[0])  # type: ignore[arg-type]
         return None
 
     def _gemm(self, node: Node) -> str:

@@ -18,6 +18,7 @@ from modes_fx.passes.batched_mm import BatchedMM
 from modes_fx.passes.dense_bmm import DenseBMM
 from modes_fx.passes.grouped_mm import GroupedMM
 from modes_fx.passes.loops.op import LoopOp
+from modes_fx.passes.other_devices import whole_choice
 from modes_fx.passes.pattern import Pattern
 from modes_fx.passes.region import Candidate, NoMatchError, Region
 from modes_fx.passes.report import LayerReport, NearestMiss, Stage
@@ -88,6 +89,7 @@ def _one_layer(
         if gate is not None:
             described = _placed(described, _owner(names.get(gate.theta, "")))
             _check_tokens(region, inputs.get(gate.tokens) if gate.tokens else None)
+            whole_choice(region)
         if not pattern.proved and not _has_real_weights(region, inputs):
             reason = "its weights are not real tensors, so the match could not be proved"
             return replace(described, status="unverified", reason=reason)

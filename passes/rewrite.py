@@ -8,6 +8,7 @@ import torch
 from torch.fx import Graph, Node
 
 from modes_fx.passes import graph as g
+from modes_fx.passes.other_devices import whole_choice
 from modes_fx.passes.region import NoMatchError, Region
 from modes_fx.passes.subset import origin_of, pick_codes
 from modes_fx.vocabulary import default_share
@@ -73,12 +74,12 @@ def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
     index, weight = region.index, region.weight
     with graph.inserting_before(region.out):
         if gate is not None:
-            gate = _of_own_tokens(graph, region, gate)
+            gate, choice = _of_own_tokens(graph, region, gate), whole_choice(region)
             kept = graph.call_function(
                 GATE,
                 (
-                    index,
-                    weight,
+                    choice.index,
+                    choice.weight,
                     gate.modality,
                     gate.tokens,
                     gate.theta,
@@ -96,6 +97,9 @@ def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
             if (g.shape(gate.counts) or (0,))[0]:
                 counting = (gate.counts, index, gate.modality, region.skipped_id)
                 graph.call_function(COUNT_PAIRS, counting)
+            if choice.elsewhere is not None:
+                masking = (choice.elsewhere, region.skipped_id, index)
+                index = graph.call_function(g.aten.where.ScalarSelf, masking)
         result = graph.call_function(
             EXPERTS,
             (
