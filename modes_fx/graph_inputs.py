@@ -87,7 +87,7 @@ def _is_alike(node: Node, value: Any) -> bool:
 
 
 def _parts(value: Any) -> list[Any]:
-    if not isinstance(value, torch.Tensor) or not is_traceable_wrapper_subclass(value):
+    if not is_traceable_wrapper_subclass(value):
         return [value]
     names, _ = value.__tensor_flatten__()
     return [part for name in names for part in _parts(getattr(value, name))]

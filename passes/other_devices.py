@@ -70,7 +70,7 @@ def _is_zeroed(weight: Node, mask: object) -> bool:
 def _is_number(value: object, number: int) -> bool:
     if isinstance(value, Node) and value.target in (aten.scalar_tensor.default, aten.full.default):
         value = value.args[-1]
-    return value == number
+    return isinstance(value, int) and value == number
 
 
 def _is_summed_over_devices(out: Node) -> bool:

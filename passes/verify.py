@@ -73,11 +73,12 @@ def _random_tokens(
     tokens, hidden = g.shape(region.x) or (0, 0)
     top_k = (g.shape(region.index) or (0, 0))[1]
     x = torch.randn(tokens, hidden, generator=generator)
-    scores = torch.rand(tokens, region.num_experts, generator=generator)
-    weight, index = scores.softmax(-1).topk(min(top_k, region.num_experts), dim=-1)
+    # Of a layer that is spread over devices, this one may hold fewer experts than a token has.
+    scores = torch.rand(tokens, max(region.num_experts, top_k), generator=generator)
+    weight, index = scores.softmax(-1).topk(top_k, dim=-1)
     return (
         x.to(device, g.dtype(region.x)),
-        index.to(device, g.dtype(region.index)),
+        (index % region.num_experts).to(device, g.dtype(region.index)),
         (weight * region.num_experts / top_k).to(device, g.dtype(region.weight)),
     )
 
