@@ -60,7 +60,7 @@ def is_sentinel_mask(node: Node, num_experts: int) -> bool:
     if node.target is not aten.masked_fill.Scalar or node.args[2] != 0:
         return False
     mask = g.through_views(node.args[1])  # type: ignore[arg-type]
-    return mask.target is aten.ge.Scalar and mask.args[1] == num_experts
+    return mask.target is aten.ge.Scalar and bool(mask.args[1] == num_experts)
 
 
 def _is_zeroed(weight: Node, mask: object) -> bool:
