@@ -23,7 +23,7 @@ def main(
     jobs: Annotated[int, typer.Option(help="How many types are measured at once.")] = max(
         (os.cpu_count() or 1), 1
     ),
-    timeout: Annotated[float, typer.Option(help="Seconds that one type may take.")] = 240.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that one type may take.")] = 600.0,
     out: Annotated[Path, typer.Option(help="Where coverage.md and coverage.json go.")] = Path(
         "docs"
     ),

@@ -145,7 +145,8 @@ class Comparison:
                     report.reason
                     for reports in captures
                     for report in reports
-                    if report.status != "rewritten" and is_same(layer, report.path)
+                    if report.status != "rewritten"
+                    and (not report.path or is_same(layer, report.path))
                 ]
                 reason = refused[0] if refused else "no captured graph contains it"
                 self.record.reasons.setdefault(layer, reason)

@@ -172,8 +172,9 @@ _HOW = f"""\
 Every type of the installed transformers with routed experts is in the denominator. They are found
 by reading its source (`bench/coverage/types.py`): a type counts where its modeling code declares
 experts, or reads a number of experts from its config, and an auto class gives it a head that
-scores tokens. Types that wrap a text model with experts are counted too; of those that take any
-text model, some combinations are tried (`outer+inner`). A type leaves the denominator only where
+scores tokens. Types that wrap a text model with experts are counted too, as far as their default
+config can be made; of those that take any text model, some combinations are tried
+(`outer+inner`). A type leaves the denominator only where
 the unmodified tiny model cannot be built or run; `coverage.json` holds its traceback. A tiny
 config without an MoE layer counts as failed.
 
