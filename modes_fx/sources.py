@@ -5,6 +5,7 @@ transformers models say through ``get_encoder`` which of their modules these are
 
 import inspect
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -41,9 +42,16 @@ def find_tower_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict
     return {
         path: modality
         for tower, modality in towers
-        if tower is not model
+        if tower is not None and not _reads_tokens(tower, model)
         for path in _inside(tower, layers)
     }
+
+
+def _reads_tokens(tower: nn.Module, model: nn.Module) -> bool:
+    """Return whether a model without such a tower has named a part that reads tokens instead."""
+    whole: Any = model
+    embeddings = whole.get_input_embeddings()
+    return tower is whole.get_encoder() or any(part is embeddings for part in tower.modules())
 
 
 def _inside(module: nn.Module, layers: Mapping[str, nn.Module]) -> set[str]:
