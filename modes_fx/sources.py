@@ -50,7 +50,10 @@ def find_tower_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict
 def _reads_tokens(tower: nn.Module, model: nn.Module) -> bool:
     """Return whether a model without such a tower has named a part that reads tokens instead."""
     whole: Any = model
-    embeddings = whole.get_input_embeddings()
+    try:
+        embeddings = whole.get_input_embeddings()
+    except NotImplementedError:  # it does not say where tokens enter
+        return True
     return tower is whole.get_encoder() or any(part is embeddings for part in tower.modules())
 
 

@@ -42,6 +42,13 @@ class OneEncoder(Tower):
         return self
 
 
+class SaysNothing(Tower):
+    """Does not say where its tokens enter."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        raise NotImplementedError
+
+
 class WithoutTower(Tower):
     """Has places for towers, and nothing there."""
 
@@ -82,7 +89,7 @@ def test_every_row_in_an_image_tower_is_vision() -> None:
     assert counts["experts"][:, 0].tolist() == [2 * WORDS, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("kind", [OneEncoder, WithInnerEncoder, WithoutTower])
+@pytest.mark.parametrize("kind", [OneEncoder, WithInnerEncoder, SaysNothing, WithoutTower])
 def test_a_part_that_reads_tokens_is_no_tower_nor_is_an_empty_place(kind) -> None:
     model = kind(PretrainedConfig())
     layers = {name: module for name, module in model.named_modules() if "experts" in name}
