@@ -1,6 +1,7 @@
 """Write the records of all types as Markdown for people and JSON for tools."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 import transformers
 
 from modes_fx.bench.coverage.record import TOLERANCE, CallRecord, Record, Verdict
+
+_PLACE = re.compile(r'(?<=File ")/[^"]*/(?=(?:site-packages|python3\.\d+|modes_fx|bench)/)')
 
 TITLE = "Coverage of the mixture-of-experts types of transformers"
 ORDER = (Verdict.WRONG, Verdict.FAILED, Verdict.LEFT, Verdict.PASSED, Verdict.EXCLUDED)
@@ -27,8 +30,13 @@ def as_data(records: Sequence[Record]) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         **_summary(records),
-        "types": [record.to_json() for record in records],
+        "types": [_without_places(record.to_json()) for record in records],
     }
+
+
+def _without_places(record: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of tracebacks where on this machine the packages are."""
+    return {k: _PLACE.sub("", v) if isinstance(v, str) else v for k, v in record.items()}
 
 
 def as_markdown(records: Sequence[Record]) -> str:

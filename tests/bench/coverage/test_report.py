@@ -90,3 +90,9 @@ def test_the_files_hold_the_same_records(tmp_path):
     stored = json.loads((tmp_path / "data.json").read_text())["types"]
     assert [Record.from_json(entry) for entry in stored] == records
     assert (tmp_path / "page.md").read_text() == as_markdown(records)
+
+
+def test_tracebacks_do_not_say_where_this_machine_keeps_its_packages():
+    trace = 'File "/home/me/.venv/lib/python3.11/site-packages/torch/nn/x.py", line 1'
+    stored = as_data([Record("unbuilt", traceback=trace)])["types"][0]["traceback"]
+    assert stored == 'File "site-packages/torch/nn/x.py", line 1'
