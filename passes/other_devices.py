@@ -42,9 +42,10 @@ def whole_choice(region: Region) -> Choice:
         NoMatchError: the choice is masked, but not in a way that shows what it was before.
     """
     index, weight = g.through_views(region.index), g.through_views(region.weight)
-    if index.target in (aten.where.self, aten.where.ScalarSelf):
-        elsewhere, sentinel, inside = index.args
-        if _is_number(sentinel, region.num_experts) and _is_zeroed(weight, elsewhere):
+    masked = index.target in (aten.where.self, aten.where.ScalarSelf)
+    if masked and _is_number(index.args[1], region.num_experts):
+        elsewhere, _, inside = index.args
+        if _is_zeroed(weight, elsewhere):
             return Choice(inside, weight.args[0], elsewhere)  # type: ignore[arg-type]
     elif not (weight.target in MASKS and _is_summed_over_devices(region.out)):
         return Choice(region.index, region.weight, None)

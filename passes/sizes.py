@@ -31,9 +31,9 @@ def value_of(size: int | torch.SymInt) -> int:
 
 
 def _made_up_values(expression: sympy.Expr) -> dict[sympy.Symbol, sympy.Integer]:
-    """Give every unknown a value that all divisions in an expression leave whole."""
-    divisors = (int(part.args[1]) for part in expression.atoms(FloorDiv, Mod))
-    whole = lcm(*divisors)
+    """Give every unknown a value that all divisions by a number in an expression leave whole."""
+    divisors = (part.args[1] for part in expression.atoms(FloorDiv, Mod))
+    whole = lcm(*(int(divisor) for divisor in divisors if divisor.is_Integer))
     unknowns = sorted(expression.free_symbols, key=str)
     return {
         symbol: sympy.Integer(whole * _MADE_UP[_number(symbol) % len(_MADE_UP)])

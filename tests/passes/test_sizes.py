@@ -25,3 +25,10 @@ def test_numbers_are_made_up_for_what_depends_on_data() -> None:
 def test_what_is_known_stays_as_it_is() -> None:
     assert is_known(24)
     assert value_of(picked_rows(width=24).shape[1]) == 24
+
+
+def test_a_size_may_be_divided_by_another_that_is_unknown() -> None:
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        x = torch.empty(4, 6)
+        many, few = x[x > 0].shape[0], x[x > 1].shape[0]
+    assert value_of(many // few) == value_of(many) // value_of(few)
