@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from modes_fx.blocks import CapturedBlock, find_blocks
+from modes_fx.blocks import capture_apart, find_blocks
 from modes_fx.errors import MatchError
 from modes_fx.hooks import (
     ATTACHMENT,
@@ -128,7 +128,7 @@ def attach(
             attachment.loops[path] = ReplacedLoop(layer, found.loops[path])
         else:
             attachment.handles.append(mark_input(layer))
-    attachment.blocks += map(CapturedBlock, find_blocks(model, layers))
+    attachment.blocks += map(capture_apart, find_blocks(model, layers))
     attachment.left.update(found.left)
     hook_modality(model, attachment, token_ids)
     set_thetas(model, thetas)

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch._dynamo import config as dynamo_config
 
+from modes_fx.forward import ReplacedForward
+
 
 def find_blocks(model: nn.Module, layers: Iterable[str]) -> list[nn.Module]:
     """Return the blocks of repeated layers that hold two or more of the expert modules.
@@ -41,25 +43,14 @@ def _within_layer(model: nn.Module, path: str) -> Iterator[str]:
         around.append(path)
 
 
-class CapturedBlock:
-    """A block that is captured by itself, picks included, until it is removed."""
+def capture_apart(block: nn.Module) -> ReplacedForward:
+    """Have a block captured by itself, picks included, until the result is removed."""
+    forward = block.forward
 
-    def __init__(self, block: nn.Module) -> None:
-        """Put a step that no graph contains around the block's ``forward``."""
-        self.block = block
-        self._own_forward = block.__dict__.get("forward")
-        forward = block.forward
+    def capture_picks(*args: Any, **kwargs: Any) -> Any:
+        with dynamo_config.patch(capture_dynamic_output_shape_ops=True):
+            return forward(*args, **kwargs)
 
-        def capture_picks(*args: Any, **kwargs: Any) -> Any:
-            with dynamo_config.patch(capture_dynamic_output_shape_ops=True):
-                return forward(*args, **kwargs)
-
-        reason = "a block that picks tokens for its experts is captured by itself"
-        block.forward = torch.compiler.disable(capture_picks, recursive=False, reason=reason)
-
-    def remove(self) -> None:
-        """Give the block its own ``forward`` back."""
-        if self._own_forward is None:
-            del self.block.forward
-        else:
-            self.block.forward = self._own_forward
+    reason = "a block that picks tokens for its experts is captured by itself"
+    apart = torch.compiler.disable(capture_picks, recursive=False, reason=reason)
+    return ReplacedForward(block, apart)

@@ -14,8 +14,8 @@ from torch._dynamo import config as dynamo_config
 from torch.utils.hooks import RemovableHandle
 
 from modes_fx import ops as ops  # registers the ops that the hooks call
-from modes_fx.blocks import CapturedBlock
 from modes_fx.errors import MatchError
+from modes_fx.forward import ReplacedForward
 from modes_fx.modality import ModalityBuffer, TokenIds, modality_codes
 from modes_fx.policy import SkipPolicy
 from modes_fx.vocabulary import Modality
@@ -84,7 +84,7 @@ class Attachment:
     modality: ModalityBuffer
     decoder_modality: ModalityBuffer | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
-    blocks: list[CapturedBlock] = field(default_factory=list)
+    blocks: list[ReplacedForward] = field(default_factory=list)
     loops: dict[str, Replacement] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     in_flight: threading.Lock = field(default_factory=threading.Lock)

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modes_fx.forward import ReplacedForward
 from modes_fx.hooks import mark
-from modes_fx.passes.loops.find import Loop
+from modes_fx.passes.loops.call import Loop
 from modes_fx.passes.loops.stacks import SeparateStack, Stack, stacked
 
 
@@ -29,8 +30,7 @@ class ReplacedLoop:
         """Replace the module's ``forward``."""
         self.module, self.loop, self.max_error = module, loop, loop.max_error
         self._params = [_share_storage(stack, module) for stack in loop.experts.stacks]
-        self._own_forward = module.__dict__.get("forward")
-        module.forward = _forward(module, loop, self._params)
+        self._forward = ReplacedForward(module, _forward(module, loop, self._params))
 
     def check(self) -> None:
         """Check that the experts still are what was stacked.
@@ -47,10 +47,7 @@ class ReplacedLoop:
 
     def remove(self) -> None:
         """Give the module its own ``forward`` and its experts their own storage again."""
-        if self._own_forward is None:
-            del self.module.forward
-        else:
-            self.module.forward = self._own_forward
+        self._forward.remove()
         for stack in self.loop.experts.stacks:
             if isinstance(stack, SeparateStack):
                 for name in stack.names:
@@ -73,7 +70,9 @@ def _forward(module: nn.Module, loop: Loop, params: list[Tensor | None]) -> Call
             stacked(stack, module) if param is None else param
             for stack, param in zip(loop.experts.stacks, params, strict=True)
         ]
-        return loop.compute(module, stacks, lambda weight: mark(module, weight), args, kwargs)
+        parts = loop.route(module, args, kwargs)
+        routing = (parts.x, parts.topk_index, mark(module, parts.topk_weight))
+        return loop.join(parts, loop.experts.run(*routing, stacks))
 
     return forward
 

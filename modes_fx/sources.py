@@ -24,8 +24,8 @@ def find_decoder_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> se
     """
     if "decoder_input_ids" not in inspect.signature(model.forward).parameters:
         return set()
-    encoder: nn.Module = model.get_encoder()  # type: ignore[operator]
-    return set(layers) - _inside(encoder, layers)
+    whole: Any = model
+    return set(layers) - _inside(whole.get_encoder(), layers)
 
 
 def find_tower_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, Modality]:

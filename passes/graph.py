@@ -1,6 +1,7 @@
 """Small questions about the nodes of a functional ATen graph."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -128,10 +129,10 @@ def swaps_last_two(node: Node, rank: int) -> bool:
     """Return whether a node transposes the matrices of a tensor of ``rank`` dimensions."""
     if node.target is aten.t.default:
         return rank == 2
+    dims: Any = node.args[1:]
     last = [rank - 2, rank - 1]
     if node.target is aten.transpose.int:
-        return sorted(dim % rank for dim in node.args[1:]) == last  # type: ignore[operator]
+        return sorted(dim % rank for dim in dims) == last
     if node.target is aten.permute.default:
-        order = [dim % rank for dim in node.args[1]]  # type: ignore[operator, union-attr]
-        return order == [*range(rank - 2), *reversed(last)]
+        return [dim % rank for dim in dims[0]] == [*range(rank - 2), *reversed(last)]
     return False

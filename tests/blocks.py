@@ -316,16 +316,20 @@ class TallBlock(Block):
         return out.view_as(x)
 
 
-class CapacityEinsum(Block):
-    """Dispatch and combine tensors ``[T, E, C]``; tokens beyond an expert's capacity are lost."""
-
-    capacity = 4
+class StackedBlock(Block):
+    """A router and stacked matrices."""
 
     def __init__(self) -> None:
         super().__init__()
         self.router = nn.Linear(HIDDEN, EXPERTS, bias=False)
         self.up = nn.Parameter(torch.empty(EXPERTS, HIDDEN, WIDTH))
         self.down = nn.Parameter(torch.empty(EXPERTS, WIDTH, HIDDEN))
+
+
+class CapacityEinsum(StackedBlock):
+    """Dispatch and combine tensors ``[T, E, C]``; tokens beyond an expert's capacity are lost."""
+
+    capacity = 4
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, HIDDEN)
@@ -343,16 +347,10 @@ class CapacityEinsum(Block):
         return torch.einsum("tec,ech->th", combine, bins).view_as(x)
 
 
-class PaddedBlocks(Block):
+class PaddedBlocks(StackedBlock):
     """Tokens sorted into blocks of equal size for each expert, one batched product for all."""
 
     block = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.router = nn.Linear(HIDDEN, EXPERTS, bias=False)
-        self.up = nn.Parameter(torch.empty(EXPERTS, HIDDEN, WIDTH))
-        self.down = nn.Parameter(torch.empty(EXPERTS, WIDTH, HIDDEN))
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, HIDDEN)

@@ -35,6 +35,7 @@ LAYERS = {
     "modes_fx.loops": 4,
     "modes_fx.attach": 4,
     "modes_fx.blocks": 4,
+    "modes_fx.forward": 4,
     "modes_fx.backend": 4,
     "modes_fx.graph_inputs": 4,
     "modes_fx.explain": 4,

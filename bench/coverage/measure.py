@@ -32,12 +32,12 @@ def measure(model_type: str) -> Record:
     record = Record(model_type)
     try:
         original = Original(model_type, record)
-    except Exception:
+    except Exception:  # the type leaves the denominator with this traceback
         record.traceback = traceback.format_exc()
     else:
         try:
             Comparison(original, record).run()
-        except Exception:
+        except Exception:  # ours failed: the record says how
             record.failure = traceback.format_exc()
     record.seconds = round(time.monotonic() - started, 1)
     return record
@@ -108,7 +108,7 @@ class Comparison:
         compiled = torch.compile(self.model, backend=backend, fullgraph=fullgraph)
         try:
             logits = self._converse(compiled, self._note_rewritten)
-        except Exception as error:
+        except Exception as error:  # not one graph, though the original is: the record says why
             if not fullgraph:
                 raise
             torch.compiler.reset()

@@ -5,6 +5,7 @@ registry run through an entry there, which masks the weights and calls the exper
 Models outside the registry are masked by hooks where their Python code hands over the weights.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -144,8 +145,10 @@ def _masking(
     """Within the context, the combine weights of every MoE layer of a model are masked."""
 
     def experts(module: nn.Module, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        own_code = type(module).forward.__wrapped__  # type: ignore[attr-defined]
-        result: Tensor = own_code(module, x, index, mask_of(paths[module])(weight))
+        # The registry's decorator stands around the experts' own code.
+        result: Tensor = inspect.unwrap(type(module).forward)(
+            module, x, index, mask_of(paths[module])(weight)
+        )
         return result
 
     def hook(module: nn.Module, path: str) -> list[RemovableHandle]:

@@ -38,7 +38,7 @@ class Original:
         for record.original_fullgraph in (True, False):
             try:
                 first, again = self._captures(fullgraph=record.original_fullgraph)
-            except Exception:
+            except Exception:  # what Dynamo cannot capture whole is tried in parts, then given up
                 continue
             record.original_graphs, record.original_graphs_again = first, sum(again)
             break
@@ -48,7 +48,7 @@ class Original:
             try:
                 inputs = tiny_inputs(self.model, image=True)
                 return inputs, self.converse(inputs)
-            except Exception:
+            except Exception:  # the page shows why no image was given
                 record.image_traceback = traceback.format_exc()
         inputs = tiny_inputs(self.model, image=False)
         return inputs, self.converse(inputs)
@@ -63,7 +63,7 @@ class Original:
     def _takes_static_cache(self) -> bool:
         try:
             logits = self.converse(self.inputs, static=True)
-        except Exception:
+        except Exception:  # models that want a cache of their own fail in their own ways
             return False
         pairs = zip(self.logits, logits, strict=True)
         return len(logits) > 1 and all(distance(a, b) < 1e-4 for a, b in pairs)

@@ -6,7 +6,7 @@ routing and what it computes besides; from that comes a graph for all sizes that
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from modes_fx.passes import graph as g
 from modes_fx.passes.agreement import CROWD, check_agreement
 from modes_fx.passes.loops.body import LiftedExperts, expert_gemms, lift_experts
-from modes_fx.passes.loops.call import NO_EXPERT, ExpertsCall
+from modes_fx.passes.loops.call import NO_EXPERT, ExpertsCall, Loop, Parts
 from modes_fx.passes.loops.rest import rest_of
 from modes_fx.passes.loops.routing import routings
 from modes_fx.passes.loops.sizes import Cut, for_all_sizes
@@ -39,7 +39,7 @@ TOKENS_PER_EXPERT = 8
 
 
 @dataclass(frozen=True)
-class BlockLoop:
+class BlockLoop(Loop):
     """A block that routes tokens itself, as a graph and one op.
 
     Attributes:
@@ -60,65 +60,28 @@ class BlockLoop:
     max_error: float = 0.0
 
     def accepts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Return whether a call is of the kind that was proved: hidden states and nothing else."""
-        given = [value for value in (*args, *kwargs.values()) if value is not None]
+        """Return whether a call gives hidden states of the proved rank and nothing else."""
+        given = _given(args, kwargs)
         return len(given) == 1 and isinstance(given[0], Tensor) and given[0].dim() == self.rank
 
-    def compute(
-        self,
-        module: nn.Module,
-        params: Sequence[Tensor],
-        mark: Callable[[Tensor], Tensor],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-    ) -> Any:
-        """Compute what the block's own loop would.
-
-        Args:
-            module: the block.
-            params: the stacked weights.
-            mark: puts the marker behind the combine weights.
-            args: of the block's call.
-            kwargs: of the block's call.
-        """
-        hidden = next(value for value in (*args, *kwargs.values()) if value is not None)
-        parts = self.route(module, hidden)
-        total = self.experts.run(parts.x, parts.index, mark(parts.weight), params)
-        return self.join(parts, total.view(hidden.shape))
-
-    def route(self, module: nn.Module, hidden: Tensor) -> "Parts":
-        """Compute all but the experts."""
+    def route(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parts:
+        """Run the graph."""
+        (hidden,) = _given(args, kwargs)
         weights = [_named(module, name) for name in self.weights]
         x, index, weight, rest, *others = self.graph(hidden, *weights)
         x = x.reshape(-1, x.shape[-1])
         tokens = x.shape[0]
-        return Parts(x, index.reshape(tokens, -1), weight.reshape(tokens, -1), rest, others)
+        routing = (index.reshape(tokens, -1), weight.reshape(tokens, -1))
+        return Parts(x, *routing, hidden.shape, rest, others)
 
-    def join(self, parts: "Parts", total: Tensor) -> Any:
-        """Return the block's outputs, from the sum of its experts in the shape of its input."""
+    def join(self, parts: Parts, total: Tensor) -> Any:
+        """Add the rest to the sum, and put the result among the other outputs."""
+        total = total.view(parts.shape)
         if parts.rest is not None:
-            total = total + parts.rest.view(total.shape)
+            total = total + parts.rest.view(parts.shape)
         if self.position is None:
             return total
         return (*parts.others[: self.position], total, *parts.others[self.position :])
-
-
-class Parts(NamedTuple):
-    """What a block computes besides its experts.
-
-    Attributes:
-        x: ``[T, H]`` the experts' input.
-        index: ``[T, K]`` integer.
-        weight: ``[T, K]`` combine weights.
-        rest: what is added to the experts' sum, if anything.
-        others: the other outputs.
-    """
-
-    x: Tensor
-    index: Tensor  # type: ignore[assignment]
-    weight: Tensor
-    rest: Tensor | None
-    others: Sequence[Any]
 
 
 def find_block_loop(module: nn.Module) -> BlockLoop | None:
@@ -178,7 +141,7 @@ def _understand(module: nn.Module, traced: Trace) -> _Understood | None:
     for nodes, routing in routings(traced, gemms, weights) if gemms else ():
         try:
             lifted = lift_experts(gemms, weights, routing)
-            understood = _separate(module, traced, nodes, lifted)
+            understood = _separate(traced, nodes, lifted)
             _check(understood, module, traced)
         except NoMatchError as error:
             failure = failure or error
@@ -189,9 +152,7 @@ def _understand(module: nn.Module, traced: Trace) -> _Understood | None:
     return None
 
 
-def _separate(
-    module: nn.Module, traced: Trace, routing: Sequence[Node], lifted: LiftedExperts
-) -> _Understood:
+def _separate(traced: Trace, routing: Sequence[Node], lifted: LiftedExperts) -> _Understood:
     """Separate the output that the experts add to from the others, and from the rest of it."""
     copy, nodes = traced.copy()
     ends = [nodes[end] for end in lifted.ends]
@@ -242,14 +203,15 @@ def _compare(
     """Compare a block with its rewrite; ``removed`` ``[E]`` tells which experts to leave out."""
     experts = loop.experts
     params = [stacked(stack, module) for stack in experts.stacks]
-    parts = loop.route(module, hidden.clone())
+    parts = loop.route(module, (hidden.clone(),), {})
     if removed is not None:
-        skip = removed.to(hidden.device)[parts.index]
+        skip = removed.to(hidden.device)[parts.topk_index]
         parts = parts._replace(
-            index=parts.index.masked_fill(skip, NO_EXPERT), weight=parts.weight.masked_fill(skip, 0)
+            topk_index=parts.topk_index.masked_fill(skip, NO_EXPERT),
+            topk_weight=parts.topk_weight.masked_fill(skip, 0),
         )
-    routing = (parts.x, parts.index, parts.weight)
-    rewritten = loop.join(parts, experts.run(*routing, params).view(hidden.shape))
+    routing = (parts.x, parts.topk_index, parts.topk_weight)
+    rewritten = loop.join(parts, experts.run(*routing, params))
     with _without(experts, module, removed):
         original = module(hidden.clone())
     wanted = [original] if loop.position is None else original
@@ -260,7 +222,7 @@ def _compare(
         check_agreement(
             one,
             other,
-            lambda: loop.join(parts, experts.exact(*routing, params).view(hidden.shape)),
+            lambda: loop.join(parts, experts.exact(*routing, params)),
             f"{0 if removed is None else int(removed.sum())} experts left out",
         )
         for one, other in zip(wanted, given, strict=True)
@@ -286,6 +248,10 @@ def _takes_one_argument(module: nn.Module) -> bool:
     parameters = list(inspect.signature(module.forward).parameters.values())
     required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     return len(required) == 1
+
+
+def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    return [value for value in (*args, *kwargs.values()) if value is not None]
 
 
 def _random(module: nn.Module, *shape: int) -> Tensor:

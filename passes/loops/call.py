@@ -1,10 +1,12 @@
-"""The experts of a loop as one call of ``modes_fx::experts``."""
+"""The experts of a loop as one call of ``modes_fx::experts``, and what a recognised loop can do."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modes_fx import ops as ops  # registers the op
 from modes_fx.kernels import reference
@@ -59,3 +61,47 @@ class ExpertsCall:
 
     def _identity(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         return x * (weight * (index >= self.num_experts)).sum(-1, keepdim=True).to(x.dtype)
+
+
+class Parts(NamedTuple):
+    """What a module computes besides its experts, in one call.
+
+    Attributes:
+        x: ``[T, H]`` the experts' input.
+        topk_index: ``[T, K]`` integer.
+        topk_weight: ``[T, K]`` combine weights.
+        shape: of the hidden states that the module was given.
+        rest: what is added to the experts' sum, if anything.
+        others: the module's other outputs.
+    """
+
+    x: Tensor
+    topk_index: Tensor
+    topk_weight: Tensor
+    shape: torch.Size
+    rest: Tensor | None = None
+    others: Sequence[Any] = ()
+
+
+class Loop(ABC):
+    """A module's loop over its experts, taken apart: ``join(parts, sum of the experts)``.
+
+    Attributes:
+        experts: what its experts compute.
+        max_error: the largest relative error found when it was verified.
+    """
+
+    experts: ExpertsCall
+    max_error: float
+
+    @abstractmethod
+    def accepts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a call of the module is of the kind that was proved."""
+
+    @abstractmethod
+    def route(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parts:
+        """Compute all but the experts, for a call of the module."""
+
+    @abstractmethod
+    def join(self, parts: Parts, total: Tensor) -> Any:
+        """Return what the module returns, from the sum ``[T, H]`` of its experts."""

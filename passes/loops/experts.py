@@ -1,7 +1,7 @@
 """Recognise a module that is called with its routing and loops over its experts."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modes_fx.passes.agreement import CROWD, check_agreement
 from modes_fx.passes.loops.body import Routing, expert_gemms, lift_experts
-from modes_fx.passes.loops.call import NO_EXPERT, ExpertsCall
+from modes_fx.passes.loops.call import NO_EXPERT, ExpertsCall, Loop, Parts
 from modes_fx.passes.loops.probe import Choice, Probe, probes
 from modes_fx.passes.loops.stacks import expert_weights, may_hold_experts, stacked
 from modes_fx.passes.loops.trace import Trace
@@ -22,7 +22,7 @@ MIN_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class ExpertLoop:
+class ExpertLoop(Loop):
     """A module that is called with its routing, as one op.
 
     Attributes:
@@ -42,31 +42,19 @@ class ExpertLoop:
     max_error: float
 
     def accepts(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Return whether a call is of the kind that was proved."""
+        """Return whether x has a number of dimensions that was proved."""
         return self._routing(args, kwargs)[0].dim() in self.ranks
 
-    def compute(
-        self,
-        module: nn.Module,
-        params: Sequence[Tensor],
-        mark: Callable[[Tensor], Tensor],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-    ) -> Tensor:
-        """Compute what the module's own loop would.
-
-        Args:
-            module: the module.
-            params: the stacked weights.
-            mark: puts the marker behind the combine weights.
-            args: of the module's call.
-            kwargs: of the module's call.
-        """
+    def route(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parts:
+        """Read the routing from the arguments."""
         x, choice, weight = self._routing(args, kwargs)
-        rows = x.reshape(-1, x.shape[-1])
-        return self.experts.run(rows, self.index(choice), mark(weight), params).view(x.shape)
+        return Parts(x.reshape(-1, x.shape[-1]), self._index(choice), weight, x.shape)
 
-    def index(self, choice: Tensor) -> Tensor:
+    def join(self, parts: Parts, total: Tensor) -> Tensor:
+        """Return the sum in the shape of x."""
+        return total.view(parts.shape)
+
+    def _index(self, choice: Tensor) -> Tensor:
         """Return ``[T, K]`` expert ids; ``NO_EXPERT`` where nothing is chosen."""
         if self.choice == "index":
             return choice

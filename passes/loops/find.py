@@ -6,11 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from modes_fx.passes.loops.block import BlockLoop, find_block_loop
-from modes_fx.passes.loops.experts import ExpertLoop, find_expert_loop
+from modes_fx.passes.loops.block import find_block_loop
+from modes_fx.passes.loops.call import Loop
+from modes_fx.passes.loops.experts import find_expert_loop
 from modes_fx.passes.region import NoMatchError
-
-Loop = ExpertLoop | BlockLoop
 
 
 class FoundLoops(NamedTuple):

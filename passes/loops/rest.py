@@ -36,7 +36,7 @@ PASS_ON_ZERO = frozenset(
 )
 """Operations that give 0 where their first argument is 0; a fill other than 0 is told apart."""
 
-ADD_INTO = {
+WRITES_INTO = {
     "aten.index_add.default": 3,
     "aten.scatter_add.default": 3,
     "aten.index_put.default": 2,
@@ -80,7 +80,7 @@ def _is_zero(node: Node, zero: Collection[Node]) -> bool:
         return all(part in zero for part in args[0])  # type: ignore[union-attr]
     if name in ("aten.add.Tensor", "aten.sub.Tensor"):
         return all(arg in zero for arg in args[:2])
-    if name in ADD_INTO and _written(node, name) in zero:
+    if name in WRITES_INTO and _written(node, name) in zero:
         return args[0] in zero
     if name in ("aten.mul.Tensor", "aten.mm.default", "aten.bmm.default"):
         return any(arg in zero for arg in args)
@@ -99,7 +99,7 @@ def _same_as(node: Node, zero: Collection[Node]) -> Node | None:
     )
     if accumulates and _written(node, name) in zero:
         return args[0]  # type: ignore[return-value]
-    if name == "aten.add.Tensor":
+    if name == "aten.add.Tensor" and not node.kwargs:
         for one, other in ((args[0], args[1]), (args[1], args[0])):
             if one in zero and isinstance(other, Node):
                 return _expanded(other, node)
@@ -117,5 +117,5 @@ def _expanded(other: Node, like: Node) -> Node:
 
 
 def _written(node: Node, name: str) -> Any:
-    position = ADD_INTO[name]
+    position = WRITES_INTO[name]
     return node.args[position] if len(node.args) > position else None

@@ -71,7 +71,6 @@ class _Merger:
     def merge(self) -> tuple[GraphModule, list[str]]:
         self._x = self._graph.placeholder("x")
         self._sizes = [tuple(cut.trace.inputs[0].meta["val"].shape[:-1]) for cut in self._cuts]
-        self._dims: dict[int, Node] = {}
         for node in self._first.nodes:
             if node.op == "get_attr":
                 self._copies[node] = self._weight(node)

@@ -15,13 +15,6 @@ from tests.tiny import compile_observed
 EXPERTS, HIDDEN, WIDTH, TOP_K = 6, 16, 8, 2
 
 
-@pytest.fixture(autouse=True)
-def inference():
-    torch.compiler.reset()
-    with torch.no_grad():
-        yield
-
-
 def sigmoid_of_chosen(logits):
     top, index = logits.topk(TOP_K, dim=1)
     return torch.full_like(logits, -torch.inf).scatter_(1, index, top).sigmoid()

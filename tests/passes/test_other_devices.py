@@ -1,6 +1,5 @@
 """Experts spread over devices: the gate compares shares of all weights, not of this device's."""
 
-import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -13,13 +12,6 @@ from modes_fx.vocabulary import Modality
 from tests.tiny import GroupedExperts, compile_observed, routed_tokens
 
 HELD = 3  # of 6 experts; the others are another device's
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    torch.compiler.reset()
-    with torch.no_grad():
-        yield
 
 
 class Held(GroupedExperts):

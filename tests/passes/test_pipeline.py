@@ -11,13 +11,6 @@ from modes_fx.passes.report import NearestMiss
 from tests.tiny import GroupedExperts, compile_observed, routed_tokens
 
 
-@pytest.fixture(autouse=True)
-def inference():
-    torch.compiler.reset()
-    with torch.no_grad():
-        yield
-
-
 def through_the_passes(model: nn.Module, *inputs):
     """The compiled model's output and its only layer's report; the output is always right."""
     expected = model(*inputs)

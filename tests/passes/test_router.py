@@ -1,19 +1,11 @@
 """Where a region's combine weights come from, in words."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 import modes_fx
 from tests import blocks
 from tests.tiny import GroupedExperts, compile_observed, routed_tokens
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    torch.compiler.reset()
-    with torch.no_grad():
-        yield
 
 
 class Routed(nn.Module):

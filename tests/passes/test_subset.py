@@ -16,14 +16,6 @@ from tests.tiny import GroupedExperts, compile_observed
 HIDDEN = 16
 
 
-@pytest.fixture(autouse=True)
-def inference():
-    torch.compiler.reset()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-
-
 class RoutedExperts(GroupedExperts):
     """Grouped experts with their router, for rows ``[n, H]``."""
 

@@ -15,14 +15,6 @@ from tests.tiny import compile_observed
 EXPERTS, HIDDEN, TOP_K = 24, 16, 4
 
 
-@pytest.fixture(autouse=True)
-def inference():
-    torch.compiler.reset()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-
-
 class TableExperts(nn.Module):
     """Routes its input itself, and adds a dense layer of it."""
 
