@@ -12,12 +12,13 @@ T tokens, K experts per token, E experts, H hidden size, M modality codes.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from modes_fx.kernels import compact, reference
+from modes_fx.kernels import compact, cpu, reference
 from modes_fx.kernels.epilogue import Body
 
 
@@ -91,7 +92,38 @@ def _(modality: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
     return modality.new_empty(rows.shape[:-1])
 
 
-@torch.library.custom_op("modes_fx::gate", mutates_args=())
+Implementation = TypeVar("Implementation", bound=Callable[..., Any])
+
+# Plain definitions rather than custom_op: its autograd key would run Python in front of the C++
+# kernels, which costs more than a whole gate in decode.
+_library = torch.library.Library("modes_fx", "FRAGMENT")
+_library.define(
+    "gate(Tensor index, Tensor weight, Tensor modality, Tensor? tokens, Tensor theta, "
+    "SymInt num_experts, str share, float kept_mass_exponent, SymInt min_k) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+# The portable implementation reads how many pairs are kept on the host, which a CUDA graph cannot
+# capture.
+EXPERTS_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
+for op in ("experts", "experts_unfused"):
+    _library.define(
+        f"{op}(Tensor x, Tensor index, Tensor weight, Tensor[] params, str body, "
+        "SymInt num_experts) -> Tensor",
+        tags=EXPERTS_TAGS,
+    )
+
+
+def implements(op: str) -> Callable[[Implementation], Implementation]:
+    """Register a function as what an op runs on devices that have no kernel of their own."""
+
+    def register(function: Implementation) -> Implementation:
+        _library.impl(op, function, "CompositeExplicitAutograd")
+        return function
+
+    return register
+
+
+@implements("gate")
 def gate(
     index: Tensor,
     weight: Tensor,
@@ -122,7 +154,7 @@ def gate(
     )
 
 
-@gate.register_fake
+@torch.library.register_fake("modes_fx::gate", lib=_library)
 def _(
     index: Tensor,
     weight: Tensor,
@@ -137,8 +169,7 @@ def _(
     return index.new_empty(index.shape), weight.new_empty(weight.shape)
 
 
-# The implementation reads how many pairs are kept on the host, which a CUDA graph cannot capture.
-@torch.library.custom_op("modes_fx::experts", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+@implements("experts")
 def experts(
     x: Tensor,
     index: Tensor,
@@ -147,11 +178,45 @@ def experts(
     body: str,
     num_experts: int,
 ) -> Tensor:
-    """See ``modes_fx.kernels.reference.experts``; ``body`` is its JSON."""
+    """See ``modes_fx.kernels.reference.experts``; ``body`` is its JSON.
+
+    On a CPU this runs once in a process: it loads the C++ library, which takes the op over. Without
+    a C++ compiler, and on other devices, it is the portable implementation.
+    """
+    if x.device.type == "cpu" and cpu.load_library():
+        return _run_on_cpu(x, index, weight, params, body, num_experts)
     return compact.experts(x, index, weight, params, Body.from_json(body), num_experts)
 
 
-@experts.register_fake
+@implements("experts_unfused")
+def experts_unfused(
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    params: Sequence[Tensor],
+    body: str,
+    num_experts: int,
+) -> Tensor:
+    """Compute the experts where the C++ library has no kernel for a body and its parameters.
+
+    The first time, such a kernel is generated, built and used. Where that cannot be, the portable
+    implementation runs and a warning says why.
+    """
+    if cpu.load_kernel(body, x.dtype, params):
+        return _run_on_cpu(x, index, weight, params, body, num_experts)
+    return compact.experts(x, index, weight, params, Body.from_json(body), num_experts)
+
+
+def _run_on_cpu(*args: Any) -> Tensor:
+    # Straight to the C++ kernel: while a graph is captured, torch's dispatcher in Python still
+    # holds what it resolved before the library was loaded.
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    result: Tensor = torch.ops.modes_fx.experts.default.redispatch(keys, *args)
+    return result
+
+
+@torch.library.register_fake("modes_fx::experts", lib=_library)
+@torch.library.register_fake("modes_fx::experts_unfused", lib=_library)
 def _(
     x: Tensor,
     index: Tensor,

@@ -187,11 +187,18 @@ def _describe(region: Region, path: str, origin: RouterOrigin) -> LayerReport:
         num_experts=region.num_experts,
         top_k=(g.shape(region.index) or (0, 0))[1],
         hidden_size=(g.shape(region.x) or (0, 0))[1],
-        intermediate_size=down[2 if last.transposed else 1] if len(down) == 3 else 1,
+        intermediate_size=_rows_size(down, last.transposed),
         body=region.body.summary(),
         router=origin.ops,
         router_weight=origin.weight,
     )
+
+
+def _rows_size(weight: tuple[int, ...], transposed: bool) -> int:
+    """Return how long the rows are that a stacked weight multiplies; panels count as one."""
+    if len(weight) == 5:
+        return weight[2] * weight[4]
+    return weight[2 if transposed else 1] if len(weight) == 3 else 1
 
 
 def _has_real_weights(region: Region, inputs: Mapping[Node, Any]) -> bool:

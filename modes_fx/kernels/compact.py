@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from modes_fx.kernels.epilogue import Body
+from modes_fx.kernels.panels import matrix_of, output_columns
 
 ROWS_AT_ONCE = 8192
 """How many rows are widened to float32 at a time, to bound what that takes in memory."""
@@ -38,12 +39,11 @@ def experts(
     def matmul(
         rows: torch.Tensor, matrix: torch.Tensor, transposed: bool, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        if transposed:
-            matrix = matrix.transpose(1, 2)
-        out = rows.new_empty(rows.shape[0], matrix.shape[2])
+        out = rows.new_empty(rows.shape[0], output_columns(matrix, transposed=transposed))
         parts = zip(hit, rows.split(counts), out.split(counts), strict=True)
         for (e, _), expert_rows, expert_out in parts:
-            factor = matrix[e].to(rows.dtype)
+            factor = matrix_of(matrix, e).to(rows.dtype)
+            factor = factor.T if transposed else factor
             if bias is None:
                 torch.mm(expert_rows, factor, out=expert_out)
             else:

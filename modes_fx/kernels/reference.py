@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from modes_fx.kernels.epilogue import Body, Matmul
+from modes_fx.kernels.panels import matrix_of
 
 # T tokens, K experts per token, E experts, H hidden size.
 
@@ -118,7 +119,7 @@ def _expert_matmul(e: int) -> Matmul:
     def matmul(
         rows: torch.Tensor, weight: torch.Tensor, transposed: bool, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        matrix = weight[e].to(rows.dtype)
+        matrix = matrix_of(weight, e).to(rows.dtype)
         matrix = matrix.T if transposed else matrix
         return rows @ matrix if bias is None else torch.addmm(bias[e].to(rows), rows, matrix)
 

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -214,18 +215,19 @@ def _compare(
     rewritten = loop.join(parts, experts.run(*routing, params))
     with _without(experts, module, removed):
         original = module(hidden.clone())
-    wanted = [original] if loop.position is None else original
-    given = [rewritten] if loop.position is None else rewritten
+    exact = cache(lambda: loop.join(parts, experts.exact(*routing, params)))
+    single = loop.position is None
+    wanted, given = ([original], [rewritten]) if single else (original, rewritten)
     if len(wanted) != len(given):
         raise NoMatchError(f"its rewrite gives {len(given)} outputs, not {len(wanted)}")
     return max(
         check_agreement(
             one,
             other,
-            lambda: loop.join(parts, experts.exact(*routing, params)),
+            lambda output=output: exact() if single else exact()[output],  # type: ignore[misc]
             f"{0 if removed is None else int(removed.sum())} experts left out",
         )
-        for one, other in zip(wanted, given, strict=True)
+        for output, (one, other) in enumerate(zip(wanted, given, strict=True))
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config as inductor_config
 from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
@@ -14,6 +15,7 @@ import modes_fx
 from modes_fx import MatchError, modes_backend
 from modes_fx.attach import find_expert_modules, keep_all_theta, set_thetas
 from modes_fx.backend import BackendOptions, compile_graph
+from modes_fx.kernels import cpu
 from modes_fx.vocabulary import Modality
 from tests.oracle import codes_of, eager_oracle, middle_threshold
 from tests.tiny import (
@@ -124,19 +126,22 @@ def test_generate_decodes_through_the_rewritten_layers(model, pristine) -> None:
     assert (counts[:, : Modality.PADDING, 1].sum(-1) == 2 * (prompt + decoded)).all()
 
 
-def test_the_rows_computed_are_exactly_the_kept_pairs(model, pristine) -> None:
-    call = CALLS["one_image"]
+def test_the_rows_computed_are_exactly_the_kept_pairs(model) -> None:
+    # In float16 the experts run through PyTorch's own products, whose rows a profile shows.
+    call, model = CALLS["text"], model.half()
     theta = keep_all_theta()
-    theta[Modality.VISION] = middle_threshold(pristine, call, 0.5)
+    theta[Modality.TEXT] = middle_threshold(model, call, 0.5)
     compiled, _ = compile_observed(modes_fx.attach(model, count_pairs=True))
-    compiled(**call)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*CPU kernels are for float32 and bfloat16")
+        compiled(**call)
     set_thetas(model, dict.fromkeys(find_expert_modules(model), theta))
     modes_fx.pair_counts(model, reset=True)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
         compiled(**call)
     shapes = [event.input_shapes for event in profiled.events() if event.name == "aten::mm"]
     kept = sum(int(count[:, 1].sum()) for count in modes_fx.pair_counts(model).values())
-    assert kept < 2 * 2 * call["input_ids"].numel()
+    assert 0 < kept < 2 * 2 * call["input_ids"].numel()
     for weight in ([32, 48], [24, 32]):
         assert sum(rows[0] for rows, matrix, *_ in shapes if matrix == weight) == kept
 
@@ -258,10 +263,12 @@ def test_gradients_run_the_original_and_say_so(model) -> None:
     assert all(p.grad is not None for p in model.model.language_model.layers.parameters())
 
 
-def test_a_missing_compiler_is_named_with_what_to_do(model, monkeypatch) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+def test_a_missing_compiler_is_named_with_what_to_do(model) -> None:
+    assert cpu.load_library()  # which is not tried again in this process
     compiled = torch.compile(modes_fx.attach(model), backend=modes_backend)
-    with pytest.raises(Exception, match=r"no-such-compiler: install one .*'compiler': 'eager'"):
+    missing = inductor_config.patch("cpp.cxx", ("no-such-compiler",))
+    message = r"no-such-compiler: install one .*'compiler': 'eager'"
+    with missing, pytest.raises(Exception, match=message):
         compiled(**CALLS["text"])
 
 

@@ -7,6 +7,8 @@ from modes_fx import ops
 from modes_fx.kernels.epilogue import MATMUL, Body, Step
 from modes_fx.vocabulary import Modality
 
+GATE = torch.ops.modes_fx.gate.default
+EXPERTS = torch.ops.modes_fx.experts.default
 E = 4
 INDEX = torch.tensor([[0, 1], [2, 3], [1, E]])
 WEIGHT = torch.tensor([[0.7, 0.3], [0.6, 0.4], [1.0, 0.0]])
@@ -18,8 +20,8 @@ THETA = torch.tensor([0.35, 0.5, -torch.inf, -torch.inf, torch.inf])
 def test_gate_and_experts_hold_what_torch_asks_of_an_op() -> None:
     body = Body((True,), (Step(MATMUL, ("x", "p0", True)),)).to_json()
     x, matrices = torch.randn(3, 5), torch.randn(E, 5, 5)
-    torch.library.opcheck(ops.gate, (INDEX, WEIGHT, CODES, TOKENS, THETA, E, "weight", 0.0, 0))
-    torch.library.opcheck(ops.experts, (x, INDEX, WEIGHT, [matrices], body, E))
+    torch.library.opcheck(GATE, (INDEX, WEIGHT, CODES, TOKENS, THETA, E, "weight", 0.0, 0))
+    torch.library.opcheck(EXPERTS, (x, INDEX, WEIGHT, [matrices], body, E))
 
 
 def test_count_pairs_adds_to_its_counter() -> None:
@@ -33,16 +35,16 @@ def test_count_pairs_adds_to_its_counter() -> None:
 
 def test_gate_holds_for_strided_inputs() -> None:
     index, weight = INDEX.T.contiguous().T, WEIGHT.T.contiguous().T
-    torch.library.opcheck(ops.gate, (index, weight, CODES, TOKENS, THETA, E, "weight", 0.0, 0))
+    torch.library.opcheck(GATE, (index, weight, CODES, TOKENS, THETA, E, "weight", 0.0, 0))
 
 
 def test_gate_refuses_other_tokens_than_those_of_the_call() -> None:
     with pytest.raises(ValueError, match="3 tokens reach the experts, but the call has 7"):
-        ops.gate(INDEX, WEIGHT, CODES, torch.tensor([7]), THETA, E, "weight", 0.0, 0)
+        GATE(INDEX, WEIGHT, CODES, torch.tensor([7]), THETA, E, "weight", 0.0, 0)
 
 
 def test_gate_takes_any_tokens_outside_a_call() -> None:
-    index, _ = ops.gate(
+    index, _ = GATE(
         INDEX,
         WEIGHT,
         torch.full((3,), Modality.OTHER.value),

@@ -1,0 +1,183 @@
+// The rows of one expert times a projection, in the way that suits its layout and how many there are.
+#pragma once
+
+#include "call.h"
+#include "columns.h"
+#include "panels.h"
+#include "rows.h"
+
+#include <algorithm>
+
+namespace modes_fx {
+
+// A projection of one expert, cut into tiles. Half h of tile t are the PANEL columns from
+// first[h] + t * by_tile on.
+template <class T>
+struct Projection {
+  Matrix<T> half[2];
+  int64_t first[2];
+  int64_t by_tile;
+  bool packed;  // then half[h].data points to panels
+
+  bool along_k() const { return half[0].by_k == 1 && half[1].by_k == 1; }
+  int64_t column(int h, int64_t t) const { return first[h] + t * by_tile; }
+  // Where the memory of a half of a tile begins, which is one piece unless k strides over it.
+  const T* start(int h, int64_t t) const {
+    if (packed) return half[h].data + column(h, t) / PANEL * panel_size<T>(half[h].K);
+    return half[h].data + column(h, t) * half[h].by_n;
+  }
+};
+
+// Up to how many rows a matrix is read row by row; for more it pays to pack it first.
+constexpr int64_t MOST_UNPACKED = 48;
+
+// Up to how many rows of one group memory is what a product waits for. It is then left alone.
+constexpr int64_t BOUND_BY_MEMORY = 4;
+
+// How many rows share the blocks that multiply_columns packs.
+constexpr int64_t ROWS_BLOCK = 192;
+
+// Multiplies rows with tiles on one thread.
+template <class T>
+class Multiplier {
+ public:
+  // Bytes of scratch that one needs for products over K.
+  static int64_t scratch_bytes(int64_t K) {
+    const int64_t along = 2 * panel_size<T>(K) * sizeof(T);
+    const int64_t across = columns_scratch<T>() * sizeof(T) + ROWS_BLOCK * WIDE * TILE * sizeof(float);
+    return round_up(std::max(along, across), 64);
+  }
+
+  explicit Multiplier(char* scratch) : scratch_(scratch) {}
+
+  // How many tiles are best multiplied together.
+  static int64_t tiles_at_once(const Projection<T>& projection) {
+    return projection.packed || projection.along_k() ? 1 : WIDE;
+  }
+
+  // Computes tiles t0 ... t1 - 1 for rows a[0] ... a[count - 1], and gives every group of rows to
+  // use(tile, first row, rows, c, stride of c). next, next_t: what this thread multiplies afterwards.
+  template <class Use>
+  void multiply(
+      const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1,
+      const Projection<T>* next, int64_t next_t, Use&& use) {
+    if (!by.packed && !by.along_k()) return across(a, count, by, t0, t1, use);
+    for (int64_t t = t0; t < t1; ++t) {
+      if (!by.packed && count <= MOST_UNPACKED) {
+        few_rows(a, count, by, t, use);
+      } else {
+        panels(a, count, by, t, t + 1 < t1 ? &by : next, t + 1 < t1 ? t + 1 : next_t, use);
+      }
+    }
+  }
+
+ private:
+  // Group g of rows that are split evenly into groups of at most MAX_ROWS.
+  struct Group {
+    int64_t first;
+    int rows;
+    Group(int64_t count, int64_t groups, int64_t g)
+        : first(count * g / groups), rows(int(count * (g + 1) / groups - first)) {}
+  };
+
+  static int64_t num_groups(int64_t count) { return (count + MAX_ROWS - 1) / MAX_ROWS; }
+
+  template <class Use>
+  void panels(
+      const T* const* a, int64_t count, const Projection<T>& by, int64_t t,
+      const Projection<T>* next, int64_t next_t, Use&& use) {
+    const int64_t K = by.half[0].K, bytes = panel_size<T>(K) * sizeof(T);
+    const T* panel[2];
+    for (int h = 0; h < 2; ++h) {
+      panel[h] = by.packed ? by.start(h, t) : pack(by, h, t);
+    }
+    Ahead ahead;
+    if (next) {
+      ahead.low = reinterpret_cast<const char*>(next->start(0, next_t));
+      ahead.high = reinterpret_cast<const char*>(next->start(1, next_t));
+    }
+    const int64_t groups = num_groups(count);
+    for (int64_t g = 0; g < groups; ++g) {
+      const Group group(count, groups, g);
+      alignas(64) float c[MAX_ROWS * TILE];
+      with_rows(group.rows, [&](auto rows) {
+        constexpr int ROWS = decltype(rows)::value;
+        const T* const* from = a + group.first;
+        if (next && groups == 1 && count > BOUND_BY_MEMORY) {
+          multiply_panels<T, ROWS, 2>(from, K, panel[0], panel[1], c, TILE, ahead);
+        } else if (next && groups > 1 && g < 2) {
+          const Ahead part{ahead.low + g * bytes / 2, ahead.high + g * bytes / 2};
+          multiply_panels<T, ROWS, 1>(from, K, panel[0], panel[1], c, TILE, part);
+        } else {
+          multiply_panels<T, ROWS, 0>(from, K, panel[0], panel[1], c, TILE);
+        }
+      });
+      use(t, group.first, group.rows, c, TILE);
+    }
+  }
+
+  const T* pack(const Projection<T>& by, int h, int64_t t) {
+    const int64_t K = by.half[h].K;
+    T* panel = reinterpret_cast<T*>(scratch_) + h * panel_size<T>(K);
+    if (by.column(h, t) < by.half[h].N) pack_panel(by.half[h], by.column(h, t), 0, K, panel);
+    return panel;
+  }
+
+  template <class Use>
+  void few_rows(
+      const T* const* a, int64_t count, const Projection<T>& by, int64_t t, Use&& use) {
+    constexpr int EACH = MAX_VECTORS / 2;
+    const int64_t K = by.half[0].K, groups = num_groups(count);
+    alignas(64) float c[MOST_UNPACKED * TILE];
+    int columns[2];
+    for (int h = 0; h < 2; ++h) {
+      columns[h] = int(std::clamp<int64_t>(by.half[h].N - by.column(h, t), 0, PANEL));
+    }
+    TileRows<T> b{by.start(0, t), columns[1] ? by.start(1, t) : by.start(0, t), K, K};
+    const auto multiply = [&](int n, auto each) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const Group group(count, groups, g);
+        with_rows(group.rows, [&](auto rows) {
+          multiply_rows<T, decltype(rows)::value, decltype(each)::value>(
+              a + group.first, K, b, n, c + group.first * TILE);
+        });
+      }
+    };
+    const int both = std::min(columns[0], columns[1]);
+    int n = 0;
+    for (; count > BOUND_BY_MEMORY && n + EACH <= both; n += EACH) {
+      multiply(n, std::integral_constant<int, EACH>());
+    }
+    for (; n < std::max(columns[0], columns[1]); ++n) {
+      // A column beyond the matrix is computed from its first, and read by nobody.
+      if (n >= columns[0]) b.by_low = 0;
+      if (n >= columns[1]) b.by_high = 0;
+      multiply(n, std::integral_constant<int, 1>());
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      const Group group(count, groups, g);
+      use(t, group.first, group.rows, c + group.first * TILE, TILE);
+    }
+  }
+
+  template <class Use>
+  void across(
+      const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1, Use&& use) {
+    T* packed = reinterpret_cast<T*>(scratch_);
+    float* c = reinterpret_cast<float*>(packed + columns_scratch<T>());
+    const int64_t first[2] = {by.column(0, t0), by.column(1, t0)};
+    const int64_t blocks = (count + ROWS_BLOCK - 1) / ROWS_BLOCK;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t begin = count * block / blocks, rows = count * (block + 1) / blocks - begin;
+      multiply_columns(
+          a + begin, rows, by.half[0].K, by.half, first, by.by_tile, int(t1 - t0), c, packed);
+      for (int64_t t = t0; t < t1; ++t) {
+        use(t, begin, int(rows), c + (t - t0) * TILE, WIDE * TILE);
+      }
+    }
+  }
+
+  char* scratch_;
+};
+
+}  // namespace modes_fx
