@@ -6,7 +6,7 @@ from then on, of which their parameters are views: memory holds the weights once
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ class ReplacedLoop:
         """Replace the module's ``forward``."""
         self.module, self.loop, self.max_error = module, loop, loop.max_error
         self._params = [_share_storage(stack, module) for stack in loop.experts.stacks]
-        self._forward = ReplacedForward(module, _forward(module, loop, self._params))
+        forward = loop_forward(module, loop, self._params, _warned(module))
+        self._forward = ReplacedForward(module, forward)
 
     def check(self) -> None:
         """Check that the experts still are what was stacked.
@@ -55,17 +56,24 @@ class ReplacedLoop:
                     parameter.data = parameter.data.clone()
 
 
-def _forward(module: nn.Module, loop: Loop, params: list[Tensor | None]) -> Callable[..., Any]:
-    original = module.forward
+def loop_forward(
+    module: nn.Module,
+    loop: Loop,
+    params: Sequence[Tensor | None],
+    otherwise: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Return a ``forward`` that computes a module's experts as one op.
+
+    Args:
+        module: the attached module.
+        loop: what it computes.
+        params: the body's parameters; None where one is read from the module at each call.
+        otherwise: what takes a call of a kind that was not proved.
+    """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not loop.accepts(args, kwargs):
-            warnings.warn(
-                f"{type(module).__name__} was called in a way that was not proved when the model "
-                "was attached, so its own loop runs and computes every expert",
-                stacklevel=2,
-            )
-            return original(*args, **kwargs)
+            return otherwise(*args, **kwargs)
         stacks = [
             stacked(stack, module) if param is None else param
             for stack, param in zip(loop.experts.stacks, params, strict=True)
@@ -73,6 +81,21 @@ def _forward(module: nn.Module, loop: Loop, params: list[Tensor | None]) -> Call
         parts = loop.route(module, args, kwargs)
         routing = (parts.x, parts.topk_index, mark(module, parts.topk_weight))
         return loop.join(parts, loop.experts.run(*routing, stacks))
+
+    return forward
+
+
+def _warned(module: nn.Module) -> Callable[..., Any]:
+    """Return a module's own ``forward``, with a warning that it is what runs."""
+    original = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn(
+            f"{type(module).__name__} was called in a way that was not proved when the model "
+            "was attached, so its own loop runs and computes every expert",
+            stacklevel=2,
+        )
+        return original(*args, **kwargs)
 
     return forward
 

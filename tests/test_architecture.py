@@ -36,6 +36,7 @@ LAYERS = {
     "modes_fx.attach": 4,
     "modes_fx.blocks": 4,
     "modes_fx.forward": 4,
+    "modes_fx.prepack": 4,
     "modes_fx.backend": 4,
     "modes_fx.graph_inputs": 4,
     "modes_fx.explain": 4,
