@@ -4,10 +4,11 @@ The cases take turns, so that a busy moment hits all of them, and every speed-up
 a round. Medians and quartiles over the rounds are what is reported.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Moment(NamedTuple):
         return Moment(self.wall - earlier.wall, self.cpu - earlier.cpu)
 
 
+ClockName = Literal["wall", "cpu"]
 Clock = Callable[[], Moment]
 Samples = dict[str, list[Moment]]
 """By phase, one duration a round."""
@@ -135,14 +137,59 @@ def interleaved(
     return samples
 
 
+def interleaved_calls(
+    calls: Mapping[str, Callable[[], object]], rounds: int, *, sample_seconds: float = 0.005
+) -> dict[str, list[Moment]]:
+    """Time single calls in turns; a short one is repeated, so that reading the clock costs nothing.
+
+    Args:
+        calls: by name.
+        rounds: how many samples are taken of each.
+        sample_seconds: what a sample takes at least, about.
+
+    Returns:
+        For each, in every round, the time of one call.
+    """
+    repeats = {name: _repeats(call, sample_seconds) for name, call in calls.items()}
+
+    def case(name: str) -> Case:
+        def run(stopwatch: Stopwatch) -> None:
+            for _ in range(repeats[name]):
+                calls[name]()
+            stopwatch.lap("calls")
+
+        return run
+
+    samples = interleaved({name: case(name) for name in calls}, rounds)
+    return {
+        name: [
+            Moment(moment.wall / repeats[name], moment.cpu / repeats[name])
+            for moment in phases["calls"]
+        ]
+        for name, phases in samples.items()
+    }
+
+
+def _repeats(call: Callable[[], object], sample_seconds: float) -> int:
+    call()
+    started = time.perf_counter()
+    call()
+    return max(1, math.ceil(sample_seconds / max(time.perf_counter() - started, 1e-7)))
+
+
 def fastest(samples: Mapping[str, Samples], phase: str, names: Sequence[str]) -> str:
-    """Return the case that is the fastest of some in a phase, by wall time.
+    """Return the case that is the fastest of some in a phase, by wall time; see :func:`faster`."""
+    return faster({name: samples[name][phase] for name in names}, names, "wall")
+
+
+def faster(samples: Mapping[str, Sequence[Moment]], names: Sequence[str], by: ClockName) -> str:
+    """Return the fastest of some by one of the clocks.
 
     It has the smallest median of its time relative to all of them in the same round, so that a case
     does not win by a few quiet moments.
     """
-    walls = np.array([[moment.wall for moment in samples[name][phase]] for name in names])
-    relative = np.median(walls / walls.mean(axis=0), axis=1)
+    times = np.array([[getattr(moment, by) for moment in samples[name]] for name in names])
+    relative = np.median(times / times.mean(axis=0), axis=1)
     return names[int(relative.argmin())]
 
 

@@ -6,8 +6,9 @@ Ratios, accuracies and shares are between 0 and 1, times are in seconds, KL in n
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from modes_fx.bench.environment import Environment, Section
 from modes_fx.bench.timing import Timing
 from modes_fx.passes.report import LayerReport
 from modes_fx.vocabulary import ModalityName
@@ -17,32 +18,6 @@ SCHEMA_VERSION = 1
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
 ByModality = dict[ModalityName, float]
-
-
-class Section(BaseModel):
-    """A part of the report: fields are fixed, unknown ones are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Environment(Section):
-    """Where and with what the numbers were made.
-
-    Attributes:
-        processor: the CPU's name.
-        cores: how many of them this process may use.
-        threads: how many torch used for the demo.
-        memory_gib: of the machine.
-        platform: operating system and architecture.
-        versions: library name to version.
-    """
-
-    processor: str
-    cores: int
-    threads: int
-    memory_gib: float
-    platform: str
-    versions: dict[str, str]
 
 
 class Tau0Check(Section):

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from modes_fx import ExplainReport, MatchError, SkipPolicy, explain
 from modes_fx.bench.demo.comparison import MODES, WITHOUT_ALPHA, Comparison, compare_methods
-from modes_fx.bench.demo.environment import describe_environment
 from modes_fx.bench.demo.generation import Load, require_compiler, time_generation
 from modes_fx.bench.demo.policy import calibrate_demo
 from modes_fx.bench.demo.render import write_report
@@ -25,6 +24,7 @@ from modes_fx.bench.demo_model import (
     heldout_questions,
     load_model,
 )
+from modes_fx.bench.environment import describe_environment
 
 
 @dataclass(frozen=True)
