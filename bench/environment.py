@@ -54,6 +54,12 @@ def describe_environment() -> Environment:
     )
 
 
+def describe(environment: Environment) -> str:
+    """Say it in a line."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+    return f"{environment.processor}, {environment.cores} cores; {versions}"
+
+
 def last_level_cache() -> int:
     """Return the bytes of the processor's last-level cache.
 

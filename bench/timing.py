@@ -188,9 +188,30 @@ def faster(samples: Mapping[str, Sequence[Moment]], names: Sequence[str], by: Cl
     It has the smallest median of its time relative to all of them in the same round, so that a case
     does not win by a few quiet moments.
     """
-    times = np.array([[getattr(moment, by) for moment in samples[name]] for name in names])
+    times = np.array([_times(samples[name], by) for name in names])
     relative = np.median(times / times.mean(axis=0), axis=1)
     return names[int(relative.argmin())]
+
+
+def median(samples: Sequence[Moment], by: ClockName) -> float:
+    """Return the median of some durations by one of the clocks."""
+    return float(np.median(_times(samples, by)))
+
+
+def relative_spread(samples: Sequence[Moment], by: ClockName) -> float:
+    """Return the interquartile range of some durations, as a share of their median."""
+    spread = Spread.of(_times(samples, by))
+    return (spread.upper - spread.lower) / spread.median
+
+
+def ratio(baseline: Sequence[Moment], own: Sequence[Moment], by: ClockName) -> Spread:
+    """Return how many times as long the baseline takes, computed within each round."""
+    pairs = zip(_times(baseline, by), _times(own, by), strict=True)
+    return Spread.of([base / mine for base, mine in pairs])
+
+
+def _times(samples: Sequence[Moment], by: ClockName) -> list[float]:
+    return [getattr(moment, by) for moment in samples]
 
 
 def summarise(samples: Mapping[str, Samples], phase: str, baseline: str) -> dict[str, Timing]:
@@ -209,12 +230,7 @@ def summarise(samples: Mapping[str, Samples], phase: str, baseline: str) -> dict
         name: Timing(
             wall=Spread.of([duration.wall for duration in phases[phase]]),
             cpu=Spread.of([duration.cpu for duration in phases[phase]]),
-            speedup=Spread.of(
-                [
-                    base.wall / duration.wall
-                    for base, duration in zip(reference, phases[phase], strict=True)
-                ]
-            ),
+            speedup=ratio(reference, phases[phase], "wall"),
         )
         for name, phases in samples.items()
     }

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modes_fx import ops
 from modes_fx.bench.shapes import LayerShape
+from modes_fx.passes.rewrite import GATE
 from modes_fx.vocabulary import Modality, default_share
 
 # T tokens, H hidden size, E experts, K experts per token.
@@ -173,7 +173,7 @@ def run_gate(
     theta: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Call the gate as a rewritten graph does, with the policy's default options."""
-    kept: tuple[Tensor, Tensor] = ops.gate(
+    kept: tuple[Tensor, Tensor] = GATE(
         index, weight, modality, tokens, theta, shape.experts, default_share(shape.top_k), 0.0, 0
     )
     return kept

@@ -12,7 +12,6 @@ from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
 from torch.fx import GraphModule
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from modes_fx import ops
 from modes_fx.bench.layer.calls import Call, make_cycle, run_gate
 from modes_fx.bench.layer.weights import Layer, Layout, NotAvailableError, Runner
 from modes_fx.graph_inputs import graph_inputs, pair_inputs
@@ -49,7 +48,7 @@ def prepare(layer: Layer, layout: Layout) -> Runner:
     def run(call: Call) -> Tensor:
         params, body = stacks[call.copy]
         index, weight = gate(layer, call)
-        out: Tensor = ops.experts(call.x, index, weight, params, body, layer.shape.experts)
+        out: Tensor = EXPERTS(call.x, index, weight, params, body, layer.shape.experts)
         return out
 
     return run

@@ -6,6 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from modes_fx.bench.environment import describe
 from modes_fx.bench.layer.report import LayerBench, LayerRow, SizeSection
 from modes_fx.bench.timing import Spread
 
@@ -84,11 +85,9 @@ def _caption(bench: LayerBench, size: SizeSection) -> str:
 
 
 def _where(bench: LayerBench) -> str:
-    where = bench.environment
-    versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
     return (
-        f"{where.processor}, {where.cores} cores, {bench.capability}, {bench.cache_mib:.0f} MiB "
-        f"last-level cache; {versions}. Medians of {bench.rounds} rounds; rates and ratios by "
+        f"{describe(bench.environment)}, {bench.capability}, {bench.cache_mib:.0f} MiB last-level "
+        f"cache. Medians of {bench.rounds} rounds; rates and ratios by "
         f"{bench.clock} time. GEMM ceiling: {bench.gemm}. Bandwidth ceiling: {bench.reader}. "
         f"Routing: {bench.routing}."
     )

@@ -1,7 +1,6 @@
 """Measure a layer: every implementation, at every number of tokens and every skip ratio."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from modes_fx.bench.layer.report import LayerBench
 from modes_fx.bench.layer.size import Prepared, Size, clock_for
 from modes_fx.bench.layer.weights import Layer, Layout, NotAvailableError
 from modes_fx.bench.shapes import LayerShape
+from modes_fx.bench.threads import torch_threads
 
 WEIGHTS_AT_MOST = 4 * 10**9
 """Bytes of weights that copies of a layer may take."""
@@ -66,7 +66,7 @@ def bench_layer(
         ValueError: an implementation that is not registered, a skip ratio outside of 0 to 1, or no
             tokens.
     """
-    with _threads(plan.threads), torch.inference_mode():
+    with torch_threads(plan.threads), torch.inference_mode():
         return _bench_layer(plan, on_progress)
 
 
@@ -104,16 +104,6 @@ def _bench_layer(plan: LayerPlan, on_progress: Callable[[str], None]) -> LayerBe
         rows=rows,
         left_out=left_out,
     )
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _build(plan: LayerPlan, cache: int, left_out: list[str]) -> Layer:

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import NamedTuple
 
-import numpy as np
-
 from modes_fx.bench.layer import ours
 from modes_fx.bench.layer.calls import Call, Cycle, make_cycle
 from modes_fx.bench.layer.ceilings import Ceiling
@@ -14,7 +12,15 @@ from modes_fx.bench.layer.oracle import TOLERANCE, expected, largest_error
 from modes_fx.bench.layer.report import TRANSFORMERS, LayerRow, SizeSection
 from modes_fx.bench.layer.weights import Layer, Layout, Runner
 from modes_fx.bench.layer.work import work_of
-from modes_fx.bench.timing import ClockName, Moment, Spread, faster, interleaved_calls
+from modes_fx.bench.timing import (
+    ClockName,
+    Moment,
+    faster,
+    interleaved_calls,
+    median,
+    ratio,
+    relative_spread,
+)
 
 
 class Prepared(NamedTuple):
@@ -105,8 +111,8 @@ class Size:
         ways = [name for name in dense if name in right]
         section = SizeSection(
             tokens=self._tokens,
-            gemm_gflops=gemm.amount / _median(samples[GEMM], clock) / 1e9,
-            read_gbps=reader.amount / _median(samples[READ], clock) / 1e9,
+            gemm_gflops=gemm.amount / median(samples[GEMM], clock) / 1e9,
+            read_gbps=reader.amount / median(samples[READ], clock) / 1e9,
             baseline=dense[faster(samples, ways, clock)] if ways else None,
             rotated_mb=min(cycle.streamed for cycle in self._cycles.values()) / 1e6,
         )
@@ -153,7 +159,7 @@ class Size:
     ) -> LayerRow:
         shape, dtype, cycle = self._layer.shape, self._layer.dtype, self._cycles[entry.skip]
         clock, own = clock_for(threads), samples[str(entry)]
-        seconds = _median(own, clock)
+        seconds = median(own, clock)
         work = work_of(shape, self._tokens, cycle.kept, cycle.hit, dtype)
         gflops, gbps = work.flops / seconds / 1e9, work.bytes / seconds / 1e9
         floor = work.floor(section.gemm_gflops * 1e9, section.read_gbps * 1e9)
@@ -161,11 +167,11 @@ class Size:
         if str(entry) in right:
             dense = {one.impl: str(one) for one in self._runners if one.skip == 0}
             speedups = {
-                impl: _ratio(samples[name], own, clock)
+                impl: ratio(samples[name], own, clock)
                 for impl, name in dense.items()
                 if name in right and impl not in (entry.impl, OURS)
             }
-        routing = _median(samples[_routing(entry.skip)], clock) if entry.impl == OURS else None
+        routing = median(samples[_routing(entry.skip)], clock) if entry.impl == OURS else None
         return LayerRow(
             shape=shape.name,
             tokens=self._tokens,
@@ -175,9 +181,9 @@ class Size:
             threads=threads,
             impl=entry.impl,
             layout=entry.layout,
-            cpu_ms=1e3 * _median(own, "cpu"),
-            wall_ms=1e3 * _median(own, "wall"),
-            spread=_relative_spread(own, clock),
+            cpu_ms=1e3 * median(own, "cpu"),
+            wall_ms=1e3 * median(own, "wall"),
+            spread=relative_spread(own, clock),
             gflops=gflops,
             gbps=gbps,
             of_gemm_ceiling=gflops / section.gemm_gflops,
@@ -194,21 +200,3 @@ class Size:
 
 def _routing(skip: float) -> str:
     return f"routing, skip {skip:g}"
-
-
-def _times(samples: Sequence[Moment], clock: ClockName) -> list[float]:
-    return [getattr(moment, clock) for moment in samples]
-
-
-def _median(samples: Sequence[Moment], clock: ClockName) -> float:
-    return float(np.median(_times(samples, clock)))
-
-
-def _relative_spread(samples: Sequence[Moment], clock: ClockName) -> float:
-    spread = Spread.of(_times(samples, clock))
-    return (spread.upper - spread.lower) / spread.median
-
-
-def _ratio(baseline: Sequence[Moment], own: Sequence[Moment], clock: ClockName) -> Spread:
-    pairs = zip(_times(baseline, clock), _times(own, clock), strict=True)
-    return Spread.of([base / mine for base, mine in pairs])

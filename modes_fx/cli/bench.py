@@ -24,6 +24,13 @@ class Dtype(StrEnum):
         return {"bf16": "bfloat16", "fp32": "float32"}[self]
 
 
+class CompilerName(StrEnum):
+    """What compiles a captured graph."""
+
+    INDUCTOR = "inductor"
+    EAGER = "eager"
+
+
 class LayoutName(StrEnum):
     """Of our weights."""
 
@@ -120,7 +127,7 @@ def layer(
         baselines=DEFAULT_BASELINES if baselines is None else baselines,
         layouts=[one.value for one in layout],
         rounds=rounds,
-        cache=None if cache_mib is None else round(cache_mib * 2**20),
+        cache=_bytes(cache_mib),
     )
     with Console(stderr=True).status("") as status:
         measured = bench_layer(plan, status.update)
@@ -131,3 +138,76 @@ def layer(
     print_bench(measured, Console())
     if measured.failures:
         raise typer.Exit(FAILED_CHECK)
+
+
+@bench.command(cls=ListingCommand)
+def model(
+    shape: Annotated[
+        str, typer.Option(help="The model: a name from modes_fx.bench.model.build.")
+    ] = "qwen3-vl-30b-a3b",
+    layers: Annotated[
+        int, typer.Option(min=1, help="Of the language model; 1.2 GB each at full size.")
+    ] = 2,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 1024,
+    skip: Annotated[
+        list[float],
+        typer.Option(min=0, max=0.999, help="Skip ratios: shares of the (token, expert) pairs."),
+    ] = SKIPS,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.BF16,
+    threads: Annotated[int, typer.Option(min=1, help="That torch may use.")] = 1,
+    layout: Annotated[list[LayoutName], typer.Option(help="Of our weights.")] = LAYOUTS,
+    rounds: Annotated[int, typer.Option(min=3, help="How often everything is timed.")] = 5,
+    cache_mib: Annotated[
+        float | None, typer.Option(help="The last-level cache; asks the system.")
+    ] = None,
+    compiler: Annotated[
+        CompilerName,
+        typer.Option(help="eager runs captured graphs as they are: quick, for a first try."),
+    ] = CompilerName.INDUCTOR,
+    json: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="File for everything measured.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="File for the tables as Markdown.")
+    ] = None,
+) -> None:
+    """Time prefill and decode of a model with an image in its prompt: ours and transformers'.
+
+    The model has the layers of a real one, few of them, with random weights. transformers' best way
+    is found by measurement for each phase; what would be left of its time with experts at the
+    machine's limits bounds any speed-up. Compiling takes some minutes.
+
+    Example: modes-fx bench model --layers 2 --skip 0 0.88
+    """
+    import torch
+
+    from modes_fx.bench.model import ModelPlan, bench_model
+    from modes_fx.bench.model.build import find_model
+    from modes_fx.bench.model.render import print_bench, to_markdown
+
+    quiet_libraries()
+    plan = ModelPlan(
+        shape=find_model(shape),
+        layers=layers,
+        prompt=prompt,
+        skips=skip,
+        dtype=getattr(torch, dtype.of_torch),
+        threads=threads,
+        layouts=[one.value for one in layout],
+        rounds=rounds,
+        cache=_bytes(cache_mib),
+        compiler=compiler.value,
+    )
+    with Console(stderr=True).status("") as status:
+        measured = bench_model(plan, status.update)
+    if json is not None:
+        json.write_text(measured.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if markdown is not None:
+        markdown.write_text(to_markdown(measured), encoding="utf-8")
+    print_bench(measured, Console())
+    if measured.failures:
+        raise typer.Exit(FAILED_CHECK)
+
+
+def _bytes(mib: float | None) -> int | None:
+    return None if mib is None else round(mib * 2**20)

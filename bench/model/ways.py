@@ -1,0 +1,142 @@
+"""The ways to run the model: transformers' own, ours, and transformers' with parts taken out.
+
+What the parts cost is the difference to the whole. This needs no profiler, whose own cost is large
+where operations are small, and sees what the compiler fused as it is.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+import modes_fx
+from modes_fx import modes_backend
+from modes_fx.attach import attached, set_thetas
+from modes_fx.bench.layer.weights import Layout, NotAvailableError
+from modes_fx.bench.model.build import share_weights
+from modes_fx.bench.model.phases import DECODE, PHASES, Phase, Session
+from modes_fx.hooks import keep_all_theta
+from modes_fx.vocabulary import Modality
+
+NOTHING = "modes_fx_bench_nothing"
+OURS = "ours"
+WITHOUT_EXPERTS, WITHOUT_BOTH = "without experts", "without experts and attention"
+
+Prompt = dict[str, Tensor]
+Compiler = Literal["inductor", "eager"]
+"""``eager`` runs the captured graphs as they are: quick to start, for a first try and for tests."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run the model.
+
+    Attributes:
+        name: as the rows spell it.
+        session: the model with its cache.
+        phases: that it is timed in.
+        layout: of the experts' weights.
+        ours: whether pairs can be skipped.
+    """
+
+    name: str
+    session: Session
+    phases: Sequence[Phase] = PHASES
+    layout: Layout = "default"
+    ours: bool = False
+
+    def set_thresholds(self, thresholds: Sequence[float]) -> None:
+        """Skip what is below a threshold, the same for text and vision, one for each layer."""
+        thetas = {}
+        for path, threshold in zip(attached(self.session.model).layers, thresholds, strict=True):
+            theta = keep_all_theta()
+            theta[[Modality.TEXT, Modality.VISION]] = threshold
+            thetas[path] = theta
+        set_thetas(self.session.model, thetas)
+
+
+HF_WAYS: Mapping[str, tuple[str, bool, Sequence[Phase]]] = MappingProxyType(
+    {
+        "hf_eager": ("eager", False, PHASES),
+        "hf_grouped": ("grouped_mm", False, PHASES),
+        "hf_eager_compiled": ("eager", True, PHASES),
+        "hf_grouped_compiled": ("grouped_mm", True, PHASES),
+        # In prefill it would copy the weights of every pair.
+        "hf_batched_compiled": ("batched_mm", True, (DECODE,)),
+    }
+)
+"""By name: the experts' implementation, whether the language model is compiled, the phases."""
+
+
+def hf_way(name: str, model: PreTrainedModel, prompt: Prompt, compiler: Compiler) -> Way:
+    """Return one of transformers' ways; the weights stay shared with ``model``."""
+    experts, compiled, phases = HF_WAYS[name]
+    session = Session(share_weights(model), prompt)
+    session.model.set_experts_implementation(experts)
+    if compiled:
+        _compile(session.model, backend=compiler)
+    return Way(name, session, phases)
+
+
+def without_parts(name: str, model: PreTrainedModel, prompt: Prompt, compiler: Compiler) -> Way:
+    """Return the compiled model without what its experts, and perhaps its attention, compute.
+
+    The router stays, its choice is read, and the residual stream keeps its scale.
+    """
+    session = Session(share_weights(model), prompt)
+    ALL_EXPERTS_FUNCTIONS.register(NOTHING, _no_experts)
+    session.model.set_experts_implementation(NOTHING)
+    if name == WITHOUT_BOTH:
+        for module in session.model.model.language_model.layers:
+            module.self_attn = _NoAttention()
+    _compile(session.model, backend=compiler)
+    return Way(name, session)
+
+
+def our_way(layout: Layout, model: PreTrainedModel, prompt: Prompt, compiler: Compiler) -> Way:
+    """Return the model attached and compiled with our backend.
+
+    Attaching makes torch forget what was compiled before, so ours come first.
+
+    Args:
+        layout: of the experts' weights; prepacking changes the weights of ``model`` in place.
+        model: whose weights are shared, unless they are prepacked.
+        prompt: what the session runs.
+        compiler: of what the backend leaves.
+
+    Raises:
+        NotAvailableError: there is no such layout.
+    """
+    options: dict[str, Any] = {}
+    if layout == "prepacked":
+        if not can_prepack():
+            raise NotAvailableError("modes_fx.attach has no prepack: only the default layout is")
+        options = {"prepack": True}
+    session = Session(model if options else share_weights(model), prompt)
+    modes_fx.attach(session.model, **options)
+    _compile(session.model, backend=modes_backend, options={"strict": True, "compiler": compiler})
+    return Way(OURS, session, layout=layout, ours=True)
+
+
+def can_prepack() -> bool:
+    """Return whether this release can repack weights."""
+    return "prepack" in inspect.signature(modes_fx.attach).parameters
+
+
+def _compile(model: PreTrainedModel, **options: Any) -> None:
+    # The vision tower breaks graphs: compiling it as well takes longer and tells nothing apart.
+    model.model.language_model.compile(dynamic=False, **options)
+
+
+def _no_experts(self: nn.Module, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    return x * (weight.sum(-1, keepdim=True) + index.sum(-1, keepdim=True) * 1e-9).to(x.dtype)
+
+
+class _NoAttention(nn.Module):
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
+        return hidden_states, None
