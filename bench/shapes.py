@@ -51,6 +51,14 @@ class LayerShape:
         """How many weights one expert's matrices hold; biases are not counted."""
         return MATRICES * self.hidden * self.width
 
+    def without_weights(self) -> nn.Module:
+        """Build the experts module on the meta device."""
+        config = _named(self.config)(**self.fields)
+        config._experts_implementation = "eager"
+        with torch.device("meta"):
+            module: nn.Module = _named(self.module)(config)
+        return module
+
     def build(self, dtype: torch.dtype, seed: int = 0) -> nn.Module:
         """Build the experts module with random weights that keep the scale of what they are given.
 
@@ -58,11 +66,8 @@ class LayerShape:
             dtype: of the weights.
             seed: of the weights.
         """
-        config = _named(self.config)(**self.fields)
-        config._experts_implementation = "eager"
-        with torch.device("meta"):
-            module: nn.Module = _named(self.module)(config).to(dtype)
-        module = module.to_empty(device="cpu").eval().requires_grad_(False)
+        module = self.without_weights().to(dtype).to_empty(device="cpu")
+        module.eval().requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in module.named_parameters():
             inputs = self.hidden if name.startswith("gate_up") else self.width
@@ -173,6 +178,10 @@ _ALL = (
 
 SHAPES: Mapping[str, LayerShape] = MappingProxyType({shape.name: shape for shape in _ALL})
 """By name."""
+
+
+DEFAULT_SHAPE = _ALL[0].name
+"""What is timed unless another is named."""
 
 
 def find_shape(name: str) -> LayerShape:

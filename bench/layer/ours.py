@@ -1,6 +1,5 @@
 """Our ops on a layer: the body is what the passes lift from the model's own module."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -107,8 +106,7 @@ def lift(layer: Layer) -> Lifted:
 
     call = make_cycle(layer.shape, 2, 0.0, layer.dtype, copies=1).calls[0]
     grouped: Any = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools")
+    with torch.inference_mode():
         torch.compile(grouped, backend=backend, fullgraph=True)(
             module, call.x, call.index, call.weight
         )

@@ -114,5 +114,5 @@ def _cells(row: LayerRow) -> list[str]:
 
 def _ratio(ratio: Spread | None, row: LayerRow) -> str:
     if not row.agrees:
-        return "outputs differ"
+        return "differs"
     return "" if ratio is None else f"{ratio.median:.2f}x"

@@ -18,6 +18,7 @@ class Session:
 
     Attributes:
         model: what is called; compiled or not.
+        steps: the token ``[1, 1]`` of each decode step.
     """
 
     def __init__(self, model: PreTrainedModel, prompt: dict[str, Tensor]) -> None:
@@ -32,7 +33,7 @@ class Session:
         self._cache = StaticCache(model.config, max_cache_len=self._length + DECODE_STEPS)
         generator = torch.Generator().manual_seed(1)
         words = torch.randint(4, 64, (DECODE_STEPS,), generator=generator)
-        self._steps = [word.view(1, 1) for word in words]
+        self.steps = [word.view(1, 1) for word in words]
         self.prefill()
 
     def prefill(self, *, every_token: bool = False) -> Tensor:
@@ -58,7 +59,7 @@ class Session:
         self._rewind(self._length)
         steps = [
             self.model(input_ids=step, past_key_values=self._cache, use_cache=True).logits[:, -1]
-            for step in self._steps
+            for step in self.steps
         ]
         return torch.cat(steps)
 

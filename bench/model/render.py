@@ -97,7 +97,7 @@ def _cells(row: WayRow) -> list[str]:
         f"{row.cpu_ms:.2f}",
         f"{row.wall_ms:.2f}",
         f"{row.spread:.0%}",
-        times(row.speedup.median if row.speedup else None) if row.agrees else "outputs differ",
+        times(row.speedup.median if row.speedup else None) if row.agrees else "differs",
         times(row.kernel_gain),
         times(row.skipping_gain),
         times(row.bound),

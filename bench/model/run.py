@@ -7,13 +7,14 @@ from functools import partial
 
 import torch
 from torch._dynamo import config as dynamo_config
+from transformers import PreTrainedModel
 
 from modes_fx.bench.environment import describe_environment, last_level_cache
 from modes_fx.bench.layer.ceilings import Ceiling, bandwidth_ceiling, gemm_ceiling
 from modes_fx.bench.layer.size import clock_for
 from modes_fx.bench.layer.weights import Layout, NotAvailableError
-from modes_fx.bench.model.build import ModelShape, build_model, make_prompt
-from modes_fx.bench.model.phases import DECODE, DECODE_STEPS, PHASES, PREFILL, Phase
+from modes_fx.bench.model.build import ModelShape, build_model, make_prompt, share_weights
+from modes_fx.bench.model.phases import DECODE, DECODE_STEPS, PHASES, PREFILL, Phase, Session
 from modes_fx.bench.model.reference import Reference, make_reference, typical_error
 from modes_fx.bench.model.report import ModelBench
 from modes_fx.bench.model.results import RUN, Entry, Results
@@ -23,8 +24,10 @@ from modes_fx.bench.model.ways import (
     WITHOUT_BOTH,
     WITHOUT_EXPERTS,
     Compiler,
+    Prompt,
     Way,
     can_prepack,
+    check_baselines,
     hf_way,
     our_way,
     without_parts,
@@ -44,6 +47,7 @@ class ModelPlan:
 
     Attributes:
         shape: the model.
+        baselines: transformers' ways, by name.
         layers: of the language model.
         prompt: tokens of the prompt; decode begins after them.
         skips: skip ratios; 0 is always measured.
@@ -56,6 +60,7 @@ class ModelPlan:
     """
 
     shape: ModelShape
+    baselines: Sequence[str] = tuple(HF_WAYS)
     layers: int = 2
     prompt: int = 1024
     skips: Sequence[float] = (0.0, 0.5, 0.88)
@@ -77,7 +82,7 @@ def bench_model(
         on_progress: told what is being done.
 
     Raises:
-        ValueError: the prompt is shorter than its image.
+        ValueError: an unknown baseline, or a prompt shorter than its image.
     """
     limits = {"recompile_limit": CAPTURES, "accumulated_recompile_limit": CAPTURES}
     with torch_threads(plan.threads), torch.inference_mode(), dynamo_config.patch(limits):
@@ -85,12 +90,17 @@ def bench_model(
 
 
 def _bench_model(plan: ModelPlan, on_progress: Callable[[str], None]) -> ModelBench:
+    check_baselines(plan.baselines)
     skips = sorted({0.0, *plan.skips})
     left_out: list[str] = []
     on_progress("random weights")
-    ways = _make_ways(plan, left_out)
+    prompt = make_prompt(plan.shape, plan.prompt, plan.dtype)
+    model = _build(plan)
+    ways = _make_ways(plan, model, prompt, left_out)
     on_progress("what the model gives when pairs are skipped")
-    references = {skip: make_reference(ways["hf_eager"].session, skip) for skip in skips}
+    original = Session(share_weights(model), prompt)
+    original.model.set_experts_implementation("eager")
+    references = {skip: make_reference(original, skip) for skip in skips}
     entries = [Entry(way, skip) for way in ways.values() for skip in skips if way.ours or skip == 0]
     errors: dict[tuple[str, Phase], float] = {}
     for entry in entries:
@@ -136,18 +146,21 @@ def _bench_model(plan: ModelPlan, on_progress: Callable[[str], None]) -> ModelBe
     )
 
 
-def _make_ways(plan: ModelPlan, left_out: list[str]) -> dict[str, Way]:
-    prompt = make_prompt(plan.shape, plan.prompt, plan.dtype)
-    positions = plan.prompt + DECODE_STEPS
-    build = partial(build_model, plan.shape, plan.layers, positions, plan.dtype)
-    model, ways = build(), {}
+def _build(plan: ModelPlan) -> PreTrainedModel:
+    return build_model(plan.shape, plan.layers, plan.prompt + DECODE_STEPS, plan.dtype)
+
+
+def _make_ways(
+    plan: ModelPlan, model: PreTrainedModel, prompt: Prompt, left_out: list[str]
+) -> dict[str, Way]:
+    ways = {}
     for layout in plan.layouts:
         try:
-            own = build() if layout == "prepacked" and can_prepack() else model
+            own = _build(plan) if layout == "prepacked" and can_prepack() else model
             ways[f"{OURS} {layout}"] = our_way(layout, own, prompt, plan.compiler)
         except NotAvailableError as reason:
             left_out.append(f"{OURS} ({layout}): {reason}")
-    for name in HF_WAYS:
+    for name in plan.baselines:
         ways[name] = hf_way(name, model, prompt, plan.compiler)
     for name in (WITHOUT_EXPERTS, WITHOUT_BOTH):
         ways[name] = without_parts(name, model, prompt, plan.compiler)

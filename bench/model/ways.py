@@ -73,6 +73,19 @@ HF_WAYS: Mapping[str, tuple[str, bool, Sequence[Phase]]] = MappingProxyType(
 """By name: the experts' implementation, whether the language model is compiled, the phases."""
 
 
+def check_baselines(names: Sequence[str]) -> None:
+    """Check that there are such ways.
+
+    Raises:
+        ValueError: there is none of a name, or none is named; lists those there are.
+    """
+    unknown = [name for name in names if name not in HF_WAYS]
+    if unknown or not names:
+        raise ValueError(
+            f"there is no baseline {', '.join(unknown) or 'named'}; there are {', '.join(HF_WAYS)}"
+        )
+
+
 def hf_way(name: str, model: PreTrainedModel, prompt: Prompt, compiler: Compiler) -> Way:
     """Return one of transformers' ways; the weights stay shared with ``model``."""
     experts, compiled, phases = HF_WAYS[name]

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
+from modes_fx.bench.shapes import DEFAULT_SHAPE
 from modes_fx.cli.errors import FAILED_CHECK
 from modes_fx.cli.quiet import quiet_libraries
 
@@ -75,7 +76,7 @@ class ListingCommand(TyperCommand):
 def layer(
     shape: Annotated[
         str, typer.Option(help="The layer: a name from modes_fx.bench.shapes, such as small.")
-    ] = "qwen3-vl-30b-a3b",
+    ] = DEFAULT_SHAPE,
     tokens: Annotated[list[int], typer.Option(min=1, help="Numbers of tokens.")] = TOKENS,
     skip: Annotated[
         list[float],
@@ -144,7 +145,14 @@ def layer(
 def model(
     shape: Annotated[
         str, typer.Option(help="The model: a name from modes_fx.bench.model.build.")
-    ] = "qwen3-vl-30b-a3b",
+    ] = DEFAULT_SHAPE,
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="transformers' ways to compare with: hf_eager, hf_grouped, hf_eager_compiled, "
+            "hf_grouped_compiled, hf_batched_compiled; by default all of them."
+        ),
+    ] = None,
     layers: Annotated[
         int, typer.Option(min=1, help="Of the language model; 1.2 GB each at full size.")
     ] = 2,
@@ -184,10 +192,12 @@ def model(
     from modes_fx.bench.model import ModelPlan, bench_model
     from modes_fx.bench.model.build import find_model
     from modes_fx.bench.model.render import print_bench, to_markdown
+    from modes_fx.bench.model.ways import HF_WAYS
 
     quiet_libraries()
     plan = ModelPlan(
         shape=find_model(shape),
+        baselines=list(HF_WAYS) if baselines is None else baselines,
         layers=layers,
         prompt=prompt,
         skips=skip,
