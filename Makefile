@@ -5,13 +5,14 @@ VENV ?= .venv
 PIP_ARGS ?=
 WORKERS ?= auto
 OUT ?= out/demo
+SHAPES ?= qwen3-vl-30b-a3b kimi-vl-a3b gpt-oss-20b small
 export CXX
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOLDERS := passes calibration export bench
 
-.PHONY: help venv test coverage demo demo-model lint types clean compiler
+.PHONY: help venv test coverage demo demo-model bench lint types clean compiler
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -30,6 +31,15 @@ demo: $(INSTALLED) compiler ## Calibrate, compile, evaluate and time the demo mo
 
 demo-model: $(INSTALLED) ## Train the demo model again (up to 90 minutes)
 	$(BIN)/python -m modes_fx.bench.demo_model.training --out bench/demo_model/checkpoint
+
+bench: $(INSTALLED) compiler ## Time layers and a model, write docs/performance/ (half an hour, 6 GB)
+	@mkdir -p docs/performance
+	for shape in $(SHAPES); do \
+		OMP_NUM_THREADS=1 $(BIN)/modes-fx bench layer --shape $$shape \
+			--json docs/performance/$$shape.json --markdown docs/performance/$$shape.md || exit; \
+	done
+	OMP_NUM_THREADS=1 $(BIN)/modes-fx bench model \
+		--json docs/performance/model.json --markdown docs/performance/model.md
 
 lint: $(INSTALLED) types ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

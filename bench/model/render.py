@@ -14,12 +14,13 @@ COLUMNS = {
     "skip": 0,
     "CPU ms": 0,
     "wall ms": 1,
-    "+-": 0,
+    "+-": 1,
     "vs HF": 0,
+    "vs any": 0,
     "kernel": 0,
     "skipping": 0,
     "bound": 0,
-    "of bound": 0,
+    "reached": 0,
     "experts": 1,
     "error": 1,
 }
@@ -80,7 +81,8 @@ def _parts(section: PhaseSection) -> str:
     total = section.total_ms
     return (
         f"{section.baseline}: {total:.1f} ms, of them experts {section.experts_ms / total:.0%}, "
-        f"attention {section.attention_ms / total:.0%}, rest {section.rest_ms / total:.0%}"
+        f"attention {section.attention_ms / total:.0%}, rest {section.rest_ms / total:.0%}; "
+        f"{section.fastest}: {section.fastest_ms:.1f} ms"
     )
 
 
@@ -94,10 +96,11 @@ def _cells(row: WayRow) -> list[str]:
     return [
         row.way if row.layout == "default" else f"{row.way}, {row.layout}",
         f"{row.achieved_skip:.3f}" if row.skip else "0",
-        f"{row.cpu_ms:.2f}",
-        f"{row.wall_ms:.2f}",
+        f"{row.cpu_ms:.1f}",
+        f"{row.wall_ms:.1f}",
         f"{row.spread:.0%}",
         times(row.speedup.median if row.speedup else None) if row.agrees else "differs",
+        times(row.over_fastest),
         times(row.kernel_gain),
         times(row.skipping_gain),
         times(row.bound),

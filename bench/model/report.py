@@ -28,10 +28,11 @@ class WayRow(Section):
         error: the median token's distance from transformers' own loop, with the weights of
             skipped pairs set to zero.
         agrees: whether that is within the tolerance; where not, no ratio is given.
-        speedup: transformers' best way over this one, in the same round.
+        speedup: transformers' best compiled way over this one, in the same round.
+        over_fastest: the same over its fastest way, compiled or not.
         kernel_gain: the same at skip 0: what is gained without skipping.
         skipping_gain: this way at skip 0 over this row.
-        bound: the speed-up of transformers' best way with its experts at their floor.
+        bound: the speed-up of transformers' best compiled way with its experts at their floor.
         of_bound: ``speedup`` as a share of ``bound``.
         experts_share: of the time, what is spent beyond the model without experts.
     """
@@ -47,6 +48,7 @@ class WayRow(Section):
     error: float
     agrees: bool
     speedup: Spread | None = None
+    over_fastest: float | None = None
     kernel_gain: float | None = None
     skipping_gain: float | None = None
     bound: float | None = None
@@ -55,16 +57,18 @@ class WayRow(Section):
 
 
 class PhaseSection(Section):
-    """One phase of transformers' best way, and its parts.
+    """One phase of transformers' best compiled way, and its parts.
 
     Attributes:
         phase: prefill or decode.
         tokens: of one call.
-        baseline: transformers' best way, found by measurement.
+        baseline: transformers' best compiled way, found by measurement.
         total_ms: its time.
         experts_ms: what the model without experts takes less.
         attention_ms: what that takes less without attention and its projections.
         rest_ms: what is left: routers, norms, embeddings, the vision tower, the language head.
+        fastest: transformers' fastest way, compiled or not.
+        fastest_ms: its time.
         floor_ms: by skip ratio, of all layers' experts: the larger of computing and reading at
             the ceilings.
     """
@@ -76,6 +80,8 @@ class PhaseSection(Section):
     experts_ms: float
     attention_ms: float
     rest_ms: float
+    fastest: str
+    fastest_ms: float
     floor_ms: dict[float, float]
 
 

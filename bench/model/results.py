@@ -1,6 +1,6 @@
 """What the timings of a whole model say: ratios, shares, and the bound."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,8 +93,9 @@ class Results:
         return self.layers * work.floor(self.gemm_rate, self.read_rate)
 
     def section(self, phase: Phase) -> PhaseSection:
-        """Return transformers' best way in a phase, and its parts."""
-        baseline = self._baseline(phase)
+        """Return transformers' best compiled way in a phase, and its parts."""
+        baseline, fastest = self._baseline(phase), self._fastest(phase, HF_WAYS)
+        assert fastest is not None
         total, without, rest = (
             1e3 * self._median(self._entry(name), phase) for name in (baseline, *PARTS)
         )
@@ -106,6 +107,8 @@ class Results:
             experts_ms=total - without,
             attention_ms=without - rest,
             rest_ms=rest,
+            fastest=fastest,
+            fastest_ms=1e3 * self._median(self._entry(fastest), phase),
             floor_ms={skip: 1e3 * self.floor(phase, skip) for skip in self.references},
         )
 
@@ -136,32 +139,45 @@ class Results:
         if not row.agrees:
             return row
         best = self._calls(self._entry(self._baseline(phase)), phase)
+        fastest = self._fastest(phase, HF_WAYS)
+        assert fastest is not None
         speedup = ratio(best, own, self.clock)
         without = self._median(self._entry(WITHOUT_EXPERTS), phase)
-        seconds = median(own, self.clock)
-        row = row.model_copy(update={"speedup": speedup, "experts_share": 1 - without / seconds})
+        over_fastest = ratio(self._calls(self._entry(fastest), phase), own, self.clock).median
+        row = row.model_copy(update={"speedup": speedup, "over_fastest": over_fastest})
         if not entry.way.ours:
             return row
         dense = self._calls(Entry(entry.way, 0.0), phase)
         bound = median(best, self.clock) / (without + self.floor(phase, entry.skip))
+        seconds = median(own, self.clock)
         return row.model_copy(
             update={
                 "kernel_gain": ratio(best, dense, self.clock).median,
                 "skipping_gain": ratio(dense, own, self.clock).median,
                 "bound": bound,
                 "of_bound": speedup.median / bound,
+                "experts_share": 1 - without / seconds,
             }
         )
 
-    def _baseline(self, phase: Phase) -> str:
-        names = {str(entry): entry.way.name for entry in self.entries if entry.way.name in HF_WAYS}
+    def _fastest(self, phase: Phase, among: Collection[str]) -> str | None:
+        names = {str(entry): entry.way.name for entry in self.entries if entry.way.name in among}
         timed = [
             name
             for name in names
             if phase in self.samples[name] and self.errors[name, phase] <= self.tolerance
         ]
         samples = {name: self.samples[name][phase] for name in timed}
-        return names[faster(samples, timed, self.clock)]
+        return names[faster(samples, timed, self.clock)] if timed else None
+
+    def _baseline(self, phase: Phase) -> str:
+        compiled = self._fastest(phase, [name for name, way in HF_WAYS.items() if way.compiled])
+        if compiled is None:
+            raise ValueError(
+                f"no compiled way of transformers was timed in {phase}, or its output differs: "
+                "name one of the baselines that are compiled"
+            )
+        return compiled
 
     def _entry(self, way: str) -> Entry:
         return next(entry for entry in self.entries if entry.way.name == way)

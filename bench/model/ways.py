@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -60,30 +60,49 @@ class Way:
         set_thetas(self.session.model, thetas)
 
 
-HF_WAYS: Mapping[str, tuple[str, bool, Sequence[Phase]]] = MappingProxyType(
+class HFWay(NamedTuple):
+    """One of transformers' ways.
+
+    Attributes:
+        experts: the implementation of its experts.
+        compiled: whether the language model is.
+        phases: that it is timed in.
+    """
+
+    experts: str
+    compiled: bool
+    phases: Sequence[Phase] = PHASES
+
+
+HF_WAYS: Mapping[str, HFWay] = MappingProxyType(
     {
-        "hf_eager": ("eager", False, PHASES),
-        "hf_grouped": ("grouped_mm", False, PHASES),
-        "hf_eager_compiled": ("eager", True, PHASES),
-        "hf_grouped_compiled": ("grouped_mm", True, PHASES),
+        "hf_eager": HFWay("eager", False),
+        "hf_grouped": HFWay("grouped_mm", False),
+        "hf_eager_compiled": HFWay("eager", True),
+        "hf_grouped_compiled": HFWay("grouped_mm", True),
         # In prefill it would copy the weights of every pair.
-        "hf_batched_compiled": ("batched_mm", True, (DECODE,)),
+        "hf_batched_compiled": HFWay("batched_mm", True, (DECODE,)),
     }
 )
-"""By name: the experts' implementation, whether the language model is compiled, the phases."""
+"""By name."""
 
 
 def check_baselines(names: Sequence[str]) -> None:
     """Check that there are such ways.
 
     Raises:
-        ValueError: there is none of a name, or none is named; lists those there are.
+        ValueError: there is none of a name, or none is compiled in one of the phases.
     """
-    unknown = [name for name in names if name not in HF_WAYS]
-    if unknown or not names:
+    if unknown := [name for name in names if name not in HF_WAYS]:
         raise ValueError(
-            f"there is no baseline {', '.join(unknown) or 'named'}; there are {', '.join(HF_WAYS)}"
+            f"there is no baseline {', '.join(unknown)}; there are {', '.join(HF_WAYS)}"
         )
+    for phase in PHASES:
+        if not any(HF_WAYS[name].compiled and phase in HF_WAYS[name].phases for name in names):
+            raise ValueError(
+                f"the bound needs a compiled way of transformers in {phase}: name one of the "
+                "baselines that are compiled, such as hf_grouped_compiled"
+            )
 
 
 def hf_way(name: str, model: PreTrainedModel, prompt: Prompt, compiler: Compiler) -> Way:
