@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from modes_fx.bench.layer import ours
+from modes_fx.bench.layer import onnx_runtime, open_vino, ours
 from modes_fx.bench.layer.calls import Call
 from modes_fx.bench.layer.weights import Layer, Layout, NotAvailableError, Runner
 
@@ -129,6 +129,20 @@ for _implementation in (
         "transformers, loop over experts, skipped pairs with a weight of zero",
         _hf_zeroed,
         "zeroed",
+    ),
+    Implementation(
+        "openvino",
+        "OpenVINO, experts fused into GatherMatmul",
+        open_vino.prepare,
+        "none",
+        optional=True,
+    ),
+    Implementation(
+        "onnxruntime",
+        "ONNX Runtime, com.microsoft.MoE, in float32",
+        onnx_runtime.prepare,
+        "none",
+        optional=True,
     ),
 ):
     register(_implementation)

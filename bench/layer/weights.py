@@ -44,3 +44,22 @@ class Layer:
     def copy_bytes(self) -> int:
         """Bytes of one copy's weights."""
         return sum(value.nbytes for value in self.copies[0].parameters())
+
+
+def require_plain_experts(layer: Layer) -> None:
+    """Check that other libraries' fused experts can compute what these do.
+
+    Raises:
+        NotAvailableError: they are not two stacks ``[E, 2I, H]``, gates first, and ``[E, H, I]``.
+    """
+    shape = layer.shape
+    sizes = {name: tuple(value.shape) for name, value in layer.copies[0].named_parameters()}
+    plain = {
+        "gate_up_proj": (shape.experts, 2 * shape.width, shape.hidden),
+        "down_proj": (shape.experts, shape.hidden, shape.width),
+    }
+    if sizes != plain:
+        raise NotAvailableError(
+            "only experts with a gate and an up matrix one after the other, no bias and the plain "
+            f"layout are written for it, and these have {', '.join(sizes)}"
+        )

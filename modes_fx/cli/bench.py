@@ -87,8 +87,8 @@ def layer(
     baselines: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to compare with: hf_eager, hf_grouped, hf_batched_compiled, hf_zeroed; "
-            "by default all of them."
+            help="What to compare with: hf_eager, hf_grouped, hf_batched_compiled, hf_zeroed, "
+            "which are the default, and where they are installed openvino and onnxruntime."
         ),
     ] = None,
     layout: Annotated[list[LayoutName], typer.Option(help="Of our weights.")] = LAYOUTS,
