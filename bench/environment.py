@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+"""Where Linux describes the caches of a processor."""
 _LIBRARIES = ("modes-fx", "torch", "transformers", "numpy")
 
 
@@ -68,7 +70,7 @@ def last_level_cache() -> int:
     """
     levels = [
         (int((folder / "level").read_text()), (folder / "size").read_text().strip())
-        for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")
+        for folder in CACHES.glob("index*")
     ]
     if not levels:
         raise ValueError("the system does not tell the size of its caches: name it (--cache-mib)")

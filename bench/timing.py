@@ -138,7 +138,11 @@ def interleaved(
 
 
 def interleaved_calls(
-    calls: Mapping[str, Callable[[], object]], rounds: int, *, sample_seconds: float = 0.005
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    sample_seconds: float = 0.005,
+    clock: Clock = read_clocks,
 ) -> dict[str, list[Moment]]:
     """Time single calls in turns; a short one is repeated, so that reading the clock costs nothing.
 
@@ -146,11 +150,12 @@ def interleaved_calls(
         calls: by name.
         rounds: how many samples are taken of each.
         sample_seconds: what a sample takes at least, about.
+        clock: what tells the time.
 
     Returns:
         For each, in every round, the time of one call.
     """
-    repeats = {name: _repeats(call, sample_seconds) for name, call in calls.items()}
+    repeats = {name: _repeats(call, sample_seconds, clock) for name, call in calls.items()}
 
     def case(name: str) -> Case:
         def run(stopwatch: Stopwatch) -> None:
@@ -160,7 +165,7 @@ def interleaved_calls(
 
         return run
 
-    samples = interleaved({name: case(name) for name in calls}, rounds)
+    samples = interleaved({name: case(name) for name in calls}, rounds, clock=clock)
     return {
         name: [
             Moment(moment.wall / repeats[name], moment.cpu / repeats[name])
@@ -170,11 +175,11 @@ def interleaved_calls(
     }
 
 
-def _repeats(call: Callable[[], object], sample_seconds: float) -> int:
+def _repeats(call: Callable[[], object], sample_seconds: float, clock: Clock) -> int:
     call()
-    started = time.perf_counter()
+    started = clock()
     call()
-    return max(1, math.ceil(sample_seconds / max(time.perf_counter() - started, 1e-7)))
+    return max(1, math.ceil(sample_seconds / max(clock().since(started).wall, 1e-7)))
 
 
 def fastest(samples: Mapping[str, Samples], phase: str, names: Sequence[str]) -> str:

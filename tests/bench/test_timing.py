@@ -7,9 +7,14 @@ from modes_fx.bench.timing import (
     Spread,
     Stopwatch,
     Timing,
+    faster,
     fastest,
     interleaved,
+    interleaved_calls,
+    median,
+    ratio,
     read_clocks,
+    relative_spread,
     summarise,
 )
 
@@ -110,3 +115,33 @@ def test_the_fastest_case_is_the_one_that_is_faster_within_rounds():
     walls = {"a": (1.0, 5.0, 2.0), "b": (3.0, 4.0, 1.9), "c": (0.1, 0.1, 0.1)}
     samples = {name: {"total": [Moment(w, 0.0) for w in row]} for name, row in walls.items()}
     assert fastest(samples, "total", ["a", "b"]) == "b"
+
+
+def test_a_short_call_is_repeated_and_a_sample_is_the_time_of_one():
+    clock, made = FakeClock(), {"short": 0, "long": 0}
+
+    def call(name: str, seconds: float):
+        def run() -> None:
+            made[name] += 1
+            clock.now += seconds
+
+        return run
+
+    calls = {"short": call("short", 0.5), "long": call("long", 10)}
+    samples = interleaved_calls(calls, rounds=3, sample_seconds=5, clock=clock)
+    # Two to see how long it takes; then a warm-up and three rounds.
+    assert made == {"short": 2 + 10 * 4, "long": 2 + 4}
+    assert samples == {"short": [Moment(0.5, 0.25)] * 3, "long": [Moment(10, 5)] * 3}
+
+
+def test_the_faster_of_some_depends_on_the_clock():
+    samples = {"busy": [Moment(1, 3), Moment(1, 3)], "waiting": [Moment(2, 1), Moment(2, 1)]}
+    assert faster(samples, ["busy", "waiting"], "wall") == "busy"
+    assert faster(samples, ["busy", "waiting"], "cpu") == "waiting"
+
+
+def test_ratios_are_computed_within_a_round():
+    slow, fast = [Moment(4, 0), Moment(40, 0)], [Moment(1, 0), Moment(10, 0)]
+    assert ratio(slow, fast, "wall") == Spread(4, 4, 4)
+    assert median(slow, "wall") == 22
+    assert relative_spread(slow, "wall") == pytest.approx(18 / 22)
