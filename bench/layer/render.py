@@ -47,6 +47,8 @@ def print_bench(bench: LayerBench, console: Console) -> None:
         console.print(table)
     for note in bench.left_out:
         console.print(f"left out: {note}", markup=False, highlight=False)
+    for noise in bench.noise:
+        console.print(f"NOISE: {noise}", style="bold yellow", markup=False, highlight=False)
     for failure in bench.failures:
         console.print(f"FAILED: {failure}", style="bold red", markup=False, highlight=False)
 
@@ -61,6 +63,7 @@ def to_markdown(bench: LayerBench) -> str:
         lines += ["| " + " | ".join(_cells(row)) + " |" for row in _rows_of(bench, size)]
         lines.append("")
     lines += [f"- Left out: {note}." for note in bench.left_out]
+    lines += [f"- **Noise**: {noise}." for noise in bench.noise]
     lines += [f"- **Failed**: {failure}." for failure in bench.failures]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -10,6 +10,8 @@ from modes_fx.bench.layer.weights import Layout
 from modes_fx.bench.timing import Spread
 
 SCHEMA_VERSION = 1
+NOISY = 0.5
+"""The spread above which a row is not believed."""
 TRANSFORMERS = ("hf_eager", "hf_grouped")
 """The two ways that run at every size; the faster one is the baseline."""
 
@@ -119,6 +121,15 @@ class LayerBench(Section):
     sizes: list[SizeSection]
     rows: list[LayerRow]
     left_out: list[str]
+
+    @property
+    def noise(self) -> list[str]:
+        """What is too noisy to be believed, in words; empty where nothing is."""
+        noisy = sum(row.spread > NOISY for row in self.rows)
+        return [
+            f"{noisy} of {len(self.rows)} rows spread by more than {NOISY:.0%}: the machine is "
+            "busy. Believe no ratio of this run; run it again on an idle machine"
+        ][: min(noisy, 1)]
 
     @property
     def failures(self) -> list[str]:
