@@ -94,6 +94,10 @@ def _(modality: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
 
 Implementation = TypeVar("Implementation", bound=Callable[..., Any])
 
+# Goes straight to a C++ kernel: while a graph is captured, torch's dispatcher in Python still holds
+# what it resolved before the library was loaded.
+_CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
 # Plain definitions rather than custom_op: its autograd key would run Python in front of the C++
 # kernels, which costs more than a whole gate in decode.
 _library = torch.library.Library("modes_fx", "FRAGMENT")
@@ -111,6 +115,10 @@ for op in ("experts", "experts_unfused"):
         "SymInt num_experts) -> Tensor",
         tags=EXPERTS_TAGS,
     )
+_library.define(
+    "sort_pairs(Tensor index, Tensor weight, SymInt num_experts) -> "
+    "(Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 def implements(op: str) -> Callable[[Implementation], Implementation]:
@@ -208,10 +216,7 @@ def experts_unfused(
 
 
 def _run_on_cpu(*args: Any) -> Tensor:
-    # Straight to the C++ kernel: while a graph is captured, torch's dispatcher in Python still
-    # holds what it resolved before the library was loaded.
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-    result: Tensor = torch.ops.modes_fx.experts.default.redispatch(keys, *args)
+    result: Tensor = torch.ops.modes_fx.experts.default.redispatch(_CPU_KEYS, *args)
     return result
 
 
@@ -226,6 +231,23 @@ def _(
     num_experts: int,
 ) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@implements("sort_pairs")
+def sort_pairs(
+    index: Tensor, weight: Tensor, num_experts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the first step of the experts op by itself, for tests and measurements.
+
+    See ``modes_fx.kernels.reference.sort_pairs``. How many pairs there are depends on the data, so
+    no graph can hold it.
+    """
+    if index.device.type == "cpu" and cpu.load_library():
+        sorted_: tuple[Tensor, Tensor, Tensor, Tensor] = (
+            torch.ops.modes_fx.sort_pairs.default.redispatch(_CPU_KEYS, index, weight, num_experts)
+        )
+        return sorted_
+    return reference.sort_pairs(index, weight, num_experts)
 
 
 @torch.library.custom_op("modes_fx::count_pairs", mutates_args=("counts",))

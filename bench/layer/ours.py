@@ -1,8 +1,6 @@
 """Our ops on a layer: the body is what the passes lift from the model's own module."""
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +12,9 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from modes_fx.bench.layer.calls import Call, make_cycle, run_gate
 from modes_fx.bench.layer.weights import Layer, Layout, NotAvailableError, Runner
 from modes_fx.graph_inputs import graph_inputs, pair_inputs
+from modes_fx.kernels.panels import prepack
 from modes_fx.passes.pipeline import rewrite_graph
 from modes_fx.passes.rewrite import EXPERTS
-
-CPU_KERNELS = "modes_fx.kernels.cpu"
 
 
 class Lifted(NamedTuple):
@@ -36,7 +33,8 @@ def prepare(layer: Layer, layout: Layout) -> Runner:
     """Return what calls the gate and the experts op, as a rewritten graph does.
 
     Raises:
-        NotAvailableError: there is no such layout.
+        NotAvailableError: the passes do not rewrite this module.
+        ValueError: its weights do not divide into panels.
     """
     lifted = lift(layer)
     stacks = [
@@ -58,12 +56,10 @@ def gate(layer: Layer, call: Call) -> tuple[Tensor, Tensor]:
     return run_gate(layer.shape, call.index, call.weight, call.modality, call.tokens, call.theta)
 
 
-def compaction() -> Callable[[Tensor, int], object] | None:
-    """Return what sorts kept pairs by expert, where the kernels let it be called alone.
-
-    It takes ``index`` ``[T, K]`` after the gate and E.
-    """
-    return getattr(_cpu_kernels(), "compact", None)
+def route(layer: Layer, call: Call) -> None:
+    """Gate and sort the pairs by expert: all of a call but the experts themselves."""
+    index, weight = gate(layer, call)
+    torch.ops.modes_fx.sort_pairs(index, weight, layer.shape.experts)
 
 
 def lift(layer: Layer) -> Lifted:
@@ -119,14 +115,4 @@ def _name_of(param: Tensor, module: nn.Module) -> str:
 
 
 def _laid_out(layout: Layout, body: str, params: list[Tensor]) -> tuple[Sequence[Tensor], str]:
-    if layout == "default":
-        return params, body
-    prepack = getattr(_cpu_kernels(), "prepack", None)
-    if prepack is None:
-        raise NotAvailableError(f"{CPU_KERNELS} has no prepack: only the default layout is there")
-    packed, packed_body = prepack(body, params)
-    return packed, packed_body
-
-
-def _cpu_kernels() -> Any:
-    return import_module(CPU_KERNELS) if find_spec(CPU_KERNELS) else None
+    return (params, body) if layout == "default" else prepack(body, params)

@@ -92,7 +92,7 @@ def _where(bench: LayerBench) -> str:
         f"{describe(bench.environment)}, {bench.capability}, {bench.cache_mib:.0f} MiB last-level "
         f"cache. Medians of {bench.rounds} rounds; rates and ratios by "
         f"{bench.clock} time. GEMM ceiling: {bench.gemm}. Bandwidth ceiling: {bench.reader}. "
-        f"Routing: {bench.routing}."
+        "Routing: the gate, and sorting the kept pairs by expert."
     )
 
 

@@ -40,7 +40,7 @@ class LayerRow(Section):
         agrees: whether that is within the tolerance; where not, no ratio is given to or by it.
         speedups: by implementation: its time at skip 0 over this row's, in the same round.
         speedup: the same over the faster of transformers' two ways at this size.
-        routing_ms: time of the gate, and of the compaction where it can be called alone.
+        routing_ms: time of the gate and of sorting the kept pairs by expert.
         routing_share: ``routing_ms`` as a share of the time.
     """
 
@@ -101,7 +101,6 @@ class LayerBench(Section):
         gemm: what the GEMM ceiling is.
         reader: what the bandwidth ceiling is.
         tolerance: of ``max_error``.
-        routing: what ``routing_ms`` covers.
         sizes: one for each number of tokens.
         rows: one for each implementation, layout, number of tokens and skip ratio.
         left_out: what was asked for and not timed, and why.
@@ -117,7 +116,6 @@ class LayerBench(Section):
     gemm: str
     reader: str
     tolerance: float
-    routing: str
     sizes: list[SizeSection]
     rows: list[LayerRow]
     left_out: list[str]

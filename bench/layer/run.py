@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from modes_fx.bench.environment import describe_environment, last_level_cache
-from modes_fx.bench.layer import ours
 from modes_fx.bench.layer.calls import CACHES, copies_needed
 from modes_fx.bench.layer.ceilings import bandwidth_ceiling, gemm_ceiling
 from modes_fx.bench.layer.implementations import (
@@ -99,7 +98,6 @@ def _bench_layer(plan: LayerPlan, on_progress: Callable[[str], None]) -> LayerBe
         gemm=gemm.name,
         reader=reader.name,
         tolerance=TOLERANCE[plan.dtype],
-        routing="gate and compaction" if ours.compaction() else "gate",
         sizes=sizes,
         rows=rows,
         left_out=left_out,

@@ -144,9 +144,7 @@ class Size:
         return lambda: run(calls[next(self._position) % len(calls)])
 
     def _route(self, call: Call) -> None:
-        index, _ = ours.gate(self._layer, call)
-        if compact := ours.compaction():
-            compact(index, self._layer.shape.experts)
+        ours.route(self._layer, call)
 
     def _row(
         self,

@@ -39,8 +39,6 @@ def print_bench(bench: ModelBench, console: Console) -> None:
             cells = _cells(row)
             table.add_row(*(cells[place] for place in shown))
         console.print(table)
-    for note in bench.left_out:
-        console.print(f"left out: {note}", markup=False, highlight=False)
     for failure in bench.failures:
         console.print(f"FAILED: {failure}", style="bold red", markup=False, highlight=False)
 
@@ -59,7 +57,6 @@ def to_markdown(bench: ModelBench) -> str:
         lines.append("|---|" + "--:|" * (len(COLUMNS) - 1))
         lines += ["| " + " | ".join(_cells(row)) + " |" for row in _rows_of(bench, section)]
         lines.append("")
-    lines += [f"- Left out: {note}." for note in bench.left_out]
     lines += [f"- **Failed**: {failure}." for failure in bench.failures]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -107,7 +107,6 @@ class ModelBench(Section):
         peak_gb: the most memory the process took.
         phases: prefill and decode.
         rows: one for each way, phase and skip ratio.
-        left_out: what was asked for and not timed, and why.
     """
 
     version: int = SCHEMA_VERSION
@@ -128,7 +127,6 @@ class ModelBench(Section):
     peak_gb: float
     phases: list[PhaseSection]
     rows: list[WayRow]
-    left_out: list[str]
 
     @property
     def failures(self) -> list[str]:

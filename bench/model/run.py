@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from modes_fx.bench.environment import describe_environment, last_level_cache
 from modes_fx.bench.layer.ceilings import Ceiling, bandwidth_ceiling, gemm_ceiling
 from modes_fx.bench.layer.size import clock_for
-from modes_fx.bench.layer.weights import Layout, NotAvailableError
+from modes_fx.bench.layer.weights import Layout
 from modes_fx.bench.model.build import ModelShape, build_model, make_prompt, share_weights
 from modes_fx.bench.model.phases import DECODE, DECODE_STEPS, PHASES, PREFILL, Phase, Session
 from modes_fx.bench.model.reference import Reference, make_reference, typical_error
@@ -26,7 +26,6 @@ from modes_fx.bench.model.ways import (
     Compiler,
     Prompt,
     Way,
-    can_prepack,
     check_baselines,
     hf_way,
     our_way,
@@ -92,11 +91,10 @@ def bench_model(
 def _bench_model(plan: ModelPlan, on_progress: Callable[[str], None]) -> ModelBench:
     check_baselines(plan.baselines)
     skips = sorted({0.0, *plan.skips})
-    left_out: list[str] = []
     on_progress("random weights")
     prompt = make_prompt(plan.shape, plan.prompt, plan.dtype)
     model = _build(plan)
-    ways = _make_ways(plan, model, prompt, left_out)
+    ways = _make_ways(plan, model, prompt)
     on_progress("what the model gives when pairs are skipped")
     original = Session(share_weights(model), prompt)
     original.model.set_experts_implementation("eager")
@@ -142,7 +140,6 @@ def _bench_model(plan: ModelPlan, on_progress: Callable[[str], None]) -> ModelBe
         peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         phases=[results.section(phase) for phase in PHASES],
         rows=results.rows(),
-        left_out=left_out,
     )
 
 
@@ -150,16 +147,11 @@ def _build(plan: ModelPlan) -> PreTrainedModel:
     return build_model(plan.shape, plan.layers, plan.prompt + DECODE_STEPS, plan.dtype)
 
 
-def _make_ways(
-    plan: ModelPlan, model: PreTrainedModel, prompt: Prompt, left_out: list[str]
-) -> dict[str, Way]:
+def _make_ways(plan: ModelPlan, model: PreTrainedModel, prompt: Prompt) -> dict[str, Way]:
     ways = {}
     for layout in plan.layouts:
-        try:
-            own = _build(plan) if layout == "prepacked" and can_prepack() else model
-            ways[f"{OURS} {layout}"] = our_way(layout, own, prompt, plan.compiler)
-        except NotAvailableError as reason:
-            left_out.append(f"{OURS} ({layout}): {reason}")
+        own = _build(plan) if layout == "prepacked" else model
+        ways[f"{OURS} {layout}"] = our_way(layout, own, prompt, plan.compiler)
     for name in plan.baselines:
         ways[name] = hf_way(name, model, prompt, plan.compiler)
     for name in (WITHOUT_EXPERTS, WITHOUT_BOTH):

@@ -4,7 +4,6 @@ What the parts cost is the difference to the whole. This needs no profiler, whos
 where operations are small, and sees what the compiler fused as it is.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,7 +16,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 import modes_fx
 from modes_fx import modes_backend
 from modes_fx.attach import attached, set_thetas
-from modes_fx.bench.layer.weights import Layout, NotAvailableError
+from modes_fx.bench.layer.weights import Layout
 from modes_fx.bench.model.build import share_weights
 from modes_fx.bench.model.phases import DECODE, PHASES, Phase, Session
 from modes_fx.hooks import keep_all_theta
@@ -140,24 +139,12 @@ def our_way(layout: Layout, model: PreTrainedModel, prompt: Prompt, compiler: Co
         model: whose weights are shared, unless they are prepacked.
         prompt: what the session runs.
         compiler: of what the backend leaves.
-
-    Raises:
-        NotAvailableError: there is no such layout.
     """
-    options: dict[str, Any] = {}
-    if layout == "prepacked":
-        if not can_prepack():
-            raise NotAvailableError("modes_fx.attach has no prepack: only the default layout is")
-        options = {"prepack": True}
-    session = Session(model if options else share_weights(model), prompt)
-    modes_fx.attach(session.model, **options)
+    prepack = layout == "prepacked"
+    session = Session(model if prepack else share_weights(model), prompt)
+    modes_fx.attach(session.model, prepack=prepack)
     _compile(session.model, backend=modes_backend, options={"strict": True, "compiler": compiler})
     return Way(OURS, session, layout=layout, ours=True)
-
-
-def can_prepack() -> bool:
-    """Return whether this release can repack weights."""
-    return "prepack" in inspect.signature(modes_fx.attach).parameters
 
 
 def _compile(model: PreTrainedModel, **options: Any) -> None:

@@ -78,6 +78,29 @@ def gate(
     return index.masked_fill(skip, num_experts), kept_weight.masked_fill(skip, 0)
 
 
+def sort_pairs(
+    index: torch.Tensor, weight: torch.Tensor, num_experts: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sort the kept pairs by expert, and those of one expert by token and slot.
+
+    Args:
+        index: ``[T, K]`` integer; ids outside 0 .. E - 1 are skipped pairs.
+        weight: ``[T, K]`` combine weights.
+        num_experts: E.
+
+    Returns:
+        ``[P]`` int32 the token of each kept pair; ``[P]`` float32 its weight; ``[D]`` int32 the
+        experts that have any, ascending; ``[D + 1]`` int64 where the pairs of each begin.
+    """
+    flat = index.flatten().long()
+    pair = torch.where((flat >= 0) & (flat < num_experts))[0]
+    pair = pair[flat[pair].argsort(stable=True)]
+    expert, counts = flat[pair].unique_consecutive(return_counts=True)
+    begin = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    token = (pair // index.shape[1]).int()
+    return token, weight.flatten()[pair].float(), expert.int(), begin
+
+
 def experts(
     x: torch.Tensor,
     index: torch.Tensor,

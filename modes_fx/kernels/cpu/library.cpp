@@ -30,6 +30,10 @@ constexpr const char* EXPERTS =
     "experts(Tensor x, Tensor index, Tensor weight, Tensor[] params, str body, "
     "SymInt num_experts) -> Tensor";
 
+constexpr const char* SORT_PAIRS =
+    "sort_pairs(Tensor index, Tensor weight, SymInt num_experts) -> "
+    "(Tensor, Tensor, Tensor, Tensor)";
+
 struct Entry {
   Kernel kernel = nullptr;
   std::string kinds;
@@ -184,6 +188,30 @@ Tensor experts(
   return out;
 }
 
+template <class T>
+Tensor copied(const T* from, int64_t count, const at::TensorOptions& options) {
+  Tensor to = at::empty({count}, options.dtype(c10::CppTypeToScalarType<T>::value));
+  std::copy(from, from + count, to.mutable_data_ptr<T>());
+  return to;
+}
+
+// The first step of a call of experts, for tests and measurements.
+std::tuple<Tensor, Tensor, Tensor, Tensor> sorted_pairs(
+    const Tensor& index, const Tensor& weight, int64_t num_experts) {
+  const Tensor ids = index.contiguous(), weights = weight.contiguous();
+  const EndOfCall end;
+  const Pairs pairs = with_ids(ids, [&](const auto* id) {
+    return with_floats(weights, [&](const auto* w) {
+      return sort_pairs(id, w, ids.size(0), ids.size(1), num_experts, arena());
+    });
+  });
+  return {
+      copied(pairs.token, pairs.count, ids.options()),
+      copied(pairs.weight, pairs.count, ids.options()),
+      copied(pairs.expert, pairs.experts_hit, ids.options()),
+      copied(pairs.begin, pairs.experts_hit + 1, ids.options())};
+}
+
 std::tuple<Tensor, Tensor> gate(
     const Tensor& index, const Tensor& weight, const Tensor& modality,
     const std::optional<Tensor>& tokens, const Tensor& theta, int64_t num_experts,
@@ -236,7 +264,7 @@ std::tuple<Tensor, Tensor> gate(
 
 // A process with Python has the schemas already.
 TORCH_LIBRARY_FRAGMENT(modes_fx, library) {
-  for (const auto& [name, schema] : {std::pair{"gate", GATE}, std::pair{"experts", EXPERTS}}) {
+  for (const auto& [name, schema] : {std::pair{"gate", GATE}, {"experts", EXPERTS}, {"sort_pairs", SORT_PAIRS}}) {
     const std::string qualified = std::string("modes_fx::") + name;
     if (!c10::Dispatcher::singleton().findSchema({qualified, ""})) library.def(schema);
   }
@@ -245,6 +273,7 @@ TORCH_LIBRARY_FRAGMENT(modes_fx, library) {
 TORCH_LIBRARY_IMPL(modes_fx, CPU, library) {
   library.impl("gate", &gate);
   library.impl("experts", &experts);
+  library.impl("sort_pairs", &sorted_pairs);
 }
 
 }  // namespace

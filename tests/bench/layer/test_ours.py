@@ -1,7 +1,6 @@
 """The body is lifted from the model's own module, and every copy runs with its own weights."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch
 from modes_fx.bench.layer import ours
 from modes_fx.bench.layer.calls import make_cycle
 from modes_fx.bench.layer.oracle import TOLERANCE, expected, largest_error
-from modes_fx.bench.layer.weights import Layer, NotAvailableError
+from modes_fx.bench.layer.weights import Layer
 from modes_fx.bench.shapes import find_shape
 
 TINY = find_shape("tiny")
@@ -28,6 +27,11 @@ INTERLEAVED = replace(
 )
 
 
+@pytest.fixture(autouse=True)
+def nothing_captured():
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("shape", [TINY, INTERLEAVED], ids=["concatenated", "interleaved"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("skip", [0.0, 0.5])
@@ -44,20 +48,11 @@ def test_the_body_names_the_parameters_of_the_module():
     assert '"op":"aten.silu.default"' in lifted.body
 
 
-def test_prepacking_is_left_to_the_kernels(monkeypatch):
-    def prepack(body, params):
-        return [param.clone() for param in params], body
-
-    monkeypatch.setattr(ours, "_cpu_kernels", lambda: SimpleNamespace(prepack=prepack))
+def test_prepacked_weights_are_a_copy_and_give_the_same():
     layer = Layer.build(TINY, torch.float32, copies=1)
+    call = make_cycle(TINY, 3, 0.0, torch.float32, copies=1).calls[0]
+    right = expected(layer, call)
     run = ours.prepare(layer, "prepacked")
     for weights in layer.copies[0].parameters():
         weights.zero_()
-    call = make_cycle(TINY, 3, 0.0, torch.float32, copies=1).calls[0]
-    assert run(call).abs().max() > 0
-
-
-def test_where_the_kernels_cannot_prepack_the_layout_is_not_available(monkeypatch):
-    monkeypatch.setattr(ours, "_cpu_kernels", lambda: None)
-    with pytest.raises(NotAvailableError, match="no prepack: only the default layout"):
-        ours.prepare(Layer.build(TINY, torch.float32, copies=1), "prepacked")
+    assert largest_error(run(call), right) <= TOLERANCE[torch.float32]

@@ -252,6 +252,19 @@ def test_the_gate_is_that_of_the_reference(weights, threshold, kind, exponent, m
     assert_close(got[1], expected[1], equal_nan=True)
 
 
+@given(
+    ids=st.lists(st.lists(st.integers(-1, 5), min_size=3, max_size=3), max_size=20),
+    dtype=st.sampled_from([torch.int64, torch.int32]),
+)
+@settings(max_examples=200)
+def test_pairs_are_sorted_by_expert_and_stay_in_order(ids, dtype) -> None:
+    index = torch.tensor(ids, dtype=dtype).view(-1, 3)
+    weight = torch.arange(index.numel()).view(-1, 3).bfloat16()
+    got = torch.ops.modes_fx.sort_pairs(index, weight, 5)
+    for one, other in zip(got, reference.sort_pairs(index, weight, 5), strict=True):
+        assert_close(one, other)
+
+
 OTHERS = [isa for isa in ISAS if isa != detect_isa() and isa in (AVX2, DEFAULT)]
 
 
