@@ -19,6 +19,7 @@ from torch import Tensor
 
 from modes_fx.kernels import compact, reference
 from modes_fx.kernels.epilogue import Body
+from modes_fx.kernels.triton.register import has_triton, register_cuda
 
 
 @torch.library.custom_op("modes_fx::marker", mutates_args=())
@@ -137,8 +138,11 @@ def _(
     return index.new_empty(index.shape), weight.new_empty(weight.shape)
 
 
-# The implementation reads how many pairs are kept on the host, which a CUDA graph cannot capture.
-@torch.library.custom_op("modes_fx::experts", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+# Without Triton, how many pairs are kept is read on the host, which no CUDA graph can capture.
+_EXPERTS_TAGS = () if has_triton() else (torch.Tag.cudagraph_unsafe,)
+
+
+@torch.library.custom_op("modes_fx::experts", mutates_args=(), tags=_EXPERTS_TAGS)
 def experts(
     x: Tensor,
     index: Tensor,
@@ -192,3 +196,6 @@ def _check_tokens(tokens: Tensor, reached: int) -> None:
             f"{reached} tokens reach the experts, but the call has {expected}: their modality is "
             "not known. Compile the model while it computes this layer for all tokens, or detach it"
         )
+
+
+register_cuda()

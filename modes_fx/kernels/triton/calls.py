@@ -1,0 +1,53 @@
+"""The one place where a kernel is launched, so that launches can be counted or compiled instead."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+
+class Call(NamedTuple):
+    """One launch of a kernel, as Triton is asked for it."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        return str(self.kernel.fn.__name__)
+
+
+Observer = Callable[[Call], None]
+
+
+def _run(call: Call) -> None:
+    call.kernel[call.grid](*call.args, **call.options)
+
+
+_observer: Observer = _run
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launch a kernel, or hand the launch to whoever observes."""
+    _observer(Call(kernel, grid, args, options))
+
+
+@contextmanager
+def recorded(run: bool = True) -> Iterator[list[Call]]:
+    """Collect all launches of this process, and run them or not."""
+    global _observer
+    calls: list[Call] = []
+    before = _observer
+
+    def observe(call: Call) -> None:
+        calls.append(call)
+        if run:
+            before(call)
+
+    _observer = observe
+    try:
+        yield calls
+    finally:
+        _observer = before
