@@ -71,8 +71,9 @@ def cast(original: Callable[..., Any]) -> Callable[..., Any]:
         if is_bfloat16(source):
             numpy_dtype = interpreter._get_np_dtype(scalar)
             return Handle(widen(source.data).astype(numpy_dtype), scalar)
-        wide = original(self, source, tl.float32) if source.dtype.scalar.is_fp8() else source
-        return Handle(narrow(wide.data.astype(np.float32)), tl.bfloat16)
+        if source.dtype.scalar.is_fp8():
+            source = original(self, source, tl.float32, *rounding)
+        return Handle(narrow(source.data.astype(np.float32)), tl.bfloat16)
 
     return patched
 

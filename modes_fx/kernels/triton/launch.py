@@ -160,13 +160,13 @@ def prepare(
     """Check a call, and print its body.
 
     Args:
-        x: as in :func:`experts`, and so are the next.
+        x: as in :func:`experts`, and so are the others.
         index: the choice.
         weight: the combine weights.
         params: the body's parameters.
         body: its JSON.
         num_experts: E.
-        device: where to run; None for where x is.
+        device: what block sizes are chosen for.
 
     Raises:
         UnsupportedBodyError: the kernels cannot run it; the message says why.
@@ -191,9 +191,27 @@ def prepare(
 
 
 def experts(
-    x: Tensor, index: Tensor, weight: Tensor, params: Sequence[Tensor], body: str, num_experts: int
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    params: Sequence[Tensor],
+    body: str,
+    num_experts: int,
+    device: Device | None = None,
 ) -> Tensor:
     """Sum the kept experts' outputs of every token; see ``modes_fx.kernels.reference.experts``.
+
+    Args:
+        x: ``[T, H]`` hidden states.
+        index: ``[T, K]`` integer; ids >= ``num_experts`` are skipped pairs and never touched.
+        weight: ``[T, K]`` combine weights.
+        params: the parameters of the body.
+        body: what an expert computes, as JSON.
+        num_experts: E.
+        device: what block sizes are chosen for; None for where x is.
+
+    Returns:
+        ``[T, H]`` in the dtype of ``x``.
 
     Raises:
         UnsupportedBodyError: the kernels cannot run the body.
@@ -201,7 +219,7 @@ def experts(
     """
     if index.numel() == 0:
         return torch.zeros_like(x)
-    problem = prepare(x, index, weight, params, body, num_experts)
+    problem = prepare(x, index, weight, params, body, num_experts, device)
     configurations = configurations_for(problem)
     with _current(x):
         if len(x) <= DECODE_TOKENS:
