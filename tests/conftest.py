@@ -1,7 +1,7 @@
 """Settings of every test: reproducible examples, no time limits that a busy machine breaks.
 
-Where there is no GPU, Triton interprets its kernels. It decides that when it is first imported, which
-torch does too, so it has to be said here, before any test is.
+Where there is no GPU, Triton interprets its kernels. It decides that when it is first imported,
+which torch does too, so it has to be said here, before any test is.
 """
 
 import os

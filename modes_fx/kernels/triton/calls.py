@@ -1,8 +1,10 @@
 """The one place where a kernel is launched, so that launches can be counted or compiled instead."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
+
+import torch
 
 
 class Call(NamedTuple):
@@ -23,7 +25,9 @@ Observer = Callable[[Call], None]
 
 
 def _run(call: Call) -> None:
-    call.kernel[call.grid](*call.args, **call.options)
+    first = call.args[0]  # of every kernel a tensor of the device it runs on
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+        call.kernel[call.grid](*call.args, **call.options)
 
 
 _observer: Observer = _run

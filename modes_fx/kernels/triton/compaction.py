@@ -1,7 +1,7 @@
 """Launch the gate, and the sort of kept pairs by expert.
 
-T tokens, K experts per token, E experts; P = T * K pairs, kept or not; a slot is the place of a kept
-pair in the order of experts.
+T tokens, K experts per token, E experts; P = T * K pairs, kept or not; a slot is the place of a
+kept pair in the order of experts.
 """
 
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ class GemmConfig(_Strict):
     Attributes:
         block_m: rows of a tile.
         block_n: columns of a tile, of each accumulator.
-        block_k: how much of the rows is loaded at a time, for numbers of two bytes.
+        block_k: how much of the rows is loaded at a time.
         warps: how many a program has.
         stages: how many loads are under way.
         occupancy: how many programs a multiprocessor runs at once.
@@ -76,7 +76,7 @@ class PrefillRule(_Strict):
 
 
 class DecodeRule(_Strict):
-    """The configuration of both products of one token, where weights are contiguous along k or n."""
+    """Both products of one token, where weights are contiguous along k (rows) or n (columns)."""
 
     contiguous: Literal["k", "n"]
     up: VectorConfig
@@ -84,7 +84,7 @@ class DecodeRule(_Strict):
 
 
 class Shape(_Strict):
-    """What a tuned file is for: experts, hidden and intermediate size, streams, dtype of weights."""
+    """What a tuned file is for: E, H, I, how many streams, and the dtype of the weights."""
 
     experts: int
     hidden: int
@@ -95,9 +95,7 @@ class Shape(_Strict):
     @property
     def slug(self) -> str:
         """The shape as part of a file's name."""
-        return (
-            f"E{self.experts}-H{self.hidden}-I{self.intermediate}-S{self.streams}-{self.dtype}"
-        )
+        return f"E{self.experts}-H{self.hidden}-I{self.intermediate}-S{self.streams}-{self.dtype}"
 
 
 class Configurations(_Strict):
@@ -110,6 +108,7 @@ class Configurations(_Strict):
         origin: ``computed`` from what compiles and fits, or ``tuned`` by measuring.
         triton: the version they were tuned with; they can be wrong for another.
         prefill: by ascending ``up_to_rows``, the last without a bound.
+        prefill_float32: the same for rows of four bytes, which tensor cores may not multiply.
         decode: for each way that weights lie in memory.
     """
 
@@ -119,12 +118,18 @@ class Configurations(_Strict):
     origin: Literal["computed", "tuned"]
     triton: str | None = None
     prefill: tuple[PrefillRule, ...] = Field(min_length=1)
+    prefill_float32: tuple[PrefillRule, ...] = Field(min_length=1)
     decode: tuple[DecodeRule, ...] = Field(min_length=1)
 
-    def for_rows(self, rows: float) -> PrefillRule:
-        """Return the rule for an expected number of rows of an expert."""
-        fitting = (rule for rule in self.prefill if rule.up_to_rows is None or rows <= rule.up_to_rows)
-        return next(fitting, self.prefill[-1])
+    def rules(self, dtype: torch.dtype) -> tuple[PrefillRule, ...]:
+        """Return the rules for rows of a dtype."""
+        return self.prefill_float32 if dtype.itemsize == 4 else self.prefill
+
+    def for_rows(self, rows: float, dtype: torch.dtype) -> PrefillRule:
+        """Return the rule for an expected number of rows of an expert, of a dtype."""
+        rules = self.rules(dtype)
+        fitting = (rule for rule in rules if rule.up_to_rows is None or rows <= rule.up_to_rows)
+        return next(fitting, rules[-1])
 
     def for_layout(self, contiguous: Literal["k", "n"]) -> DecodeRule:
         """Return the rule for weights that are contiguous along k (rows) or n (columns)."""

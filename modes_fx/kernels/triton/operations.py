@@ -24,12 +24,21 @@ def write(op: str, args: tuple[Operand, ...], kwargs: dict[str, Any]) -> str:
     Raises:
         UnsupportedBodyError: no such expression is known.
     """
-    if op not in OPERATIONS:
-        raise UnsupportedBodyError(f"no Triton expression is known for {op}")
+    check_known(op)
     try:
         return OPERATIONS[op](*args, **kwargs)
     except TypeError as error:
         raise UnsupportedBodyError(f"{op} is called in a way that is not known: {error}") from error
+
+
+def check_known(op: str) -> None:
+    """Refuse an operation without an expression.
+
+    Raises:
+        UnsupportedBodyError: there is none.
+    """
+    if op not in OPERATIONS:
+        raise UnsupportedBodyError(f"no Triton expression is known for {op}")
 
 
 def literal(value: Operand) -> str:
@@ -150,7 +159,7 @@ OPERATIONS: dict[str, Callable[..., str]] = {
     "aten.rsqrt.default": lambda a: f"tl.rsqrt({a})",
     "aten.rsub.Scalar": lambda a, b, alpha=1: _sum("-")(b, a, alpha),
     "aten.sigmoid.default": lambda a: f"tl.sigmoid({a})",
-    "aten.sign.default": lambda a: f"tl.where({a} == 0.0, 0.0, {a} / tl.abs({a}))",
+    "aten.sign.default": lambda a: f"tl.where({a} > 0.0, 1.0, tl.where({a} < 0.0, -1.0, {a}))",
     "aten.silu.default": lambda a: f"{a} * tl.sigmoid({a})",
     "aten.softplus.default": _softplus,
     "aten.sqrt.default": lambda a: f"tl.sqrt({a})",
@@ -161,8 +170,6 @@ OPERATIONS: dict[str, Callable[..., str]] = {
     "aten.threshold.default": lambda a, threshold, value: (
         f"tl.where({a} <= {literal(threshold)}, {literal(value)}, {a})"
     ),
-    "aten.where.self": lambda condition, a, b: (
-        f"tl.where({condition}, {literal(a)}, {literal(b)})"
-    ),
+    "aten.where.self": lambda condition, a, b: f"tl.where({condition}, {literal(a)}, {literal(b)})",
 }
-"""By overload. Row reductions (mean, sum) are missing on purpose: a tile does not see whole rows."""
+"""By overload. Row reductions (mean, sum) are left out: a tile does not see whole rows."""

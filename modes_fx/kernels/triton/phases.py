@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from modes_fx.kernels.epilogue import MATMUL, SLICE
-from modes_fx.kernels.triton.operations import write
+from modes_fx.kernels.triton.operations import check_known, write
 from modes_fx.kernels.triton.plan import Plan, UnsupportedBodyError
 
 
@@ -104,8 +104,9 @@ class _Writer:
             raise UnsupportedBodyError("it reads a product where the kernels do not have it")
         if step.op == SLICE:
             rows, start, _, stride = step.args
-            part = Columns(columns.start + columns.step * start, columns.step * stride)
+            part = Columns(start + stride * columns.start, stride * columns.step)
             return self._value(rows, part)
+        check_known(step.op)
         width = self._plan.values[name].width
         args = tuple(self._operand(arg, width, columns) for arg in step.args)
         return self._assign(write(step.op, args, dict(step.kwargs)))

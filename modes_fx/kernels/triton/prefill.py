@@ -13,7 +13,10 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(work, expert_start, tile_start, BLOCKS: tl.constexpr, E: tl.constexpr, E_P2: tl.constexpr, BM: tl.constexpr):  # fmt: skip
+def _tile(
+    work, expert_start, tile_start,
+    BLOCKS: tl.constexpr, E: tl.constexpr, E_P2: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
     """Return the expert, first slot, end of the slots, and column block of one unit of work."""
     e = tl.arange(0, E_P2)
     ends = tl.load(tile_start + 1 + e, e < E, other=2147483647 // BLOCKS) * BLOCKS
@@ -65,9 +68,7 @@ def up_gemm(
             else:
                 a = tl.load(rows + columns, inside_rows & (columns < H), other=0.0)
             if PROLOGUE is not None:
-                a = PROLOGUE(
-                    a.to(tl.float32), w, expert, columns, columns < H, prologue_vectors
-                )
+                a = PROLOGUE(a.to(tl.float32), w, expert, columns, columns < H, prologue_vectors)
                 if H % BK != 0:
                     a = tl.where(columns < H, a, 0.0)
             a = a.to(DOT)
@@ -106,7 +107,7 @@ def down_gemm(
     TAIL: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, ATOMIC: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Write y[slot, :H] = TAIL(h[slot] @ weights of its expert); with ATOMIC, add it to y[token]."""
+    """Write y[slot, :H] = TAIL(h[slot] @ weights of its expert); if ATOMIC, add it to y[token]."""
     BLOCKS: tl.constexpr = (H + BN - 1) // BN
     total = tl.load(tile_start + E) * BLOCKS
     for work in tl.range(tl.program_id(0), total, PROGRAMS):

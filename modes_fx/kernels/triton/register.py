@@ -7,7 +7,7 @@ while one is captured.
 
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -42,16 +42,12 @@ def gate(
     min_k: int,
 ) -> tuple[Tensor, Tensor]:
     """See ``modes_fx.ops.gate``: one launch."""
-    if tokens is None and len(modality) != len(index):
-        raise ValueError(
-            f"{len(index)} tokens reach the experts, with {len(modality)} modality codes"
-        )
+    _check_codes(index, modality, tokens)
     if has_triton():
         from modes_fx.kernels.triton import compaction  # imports Triton
 
         options = compaction.Gate(modality, tokens, theta, share, kept_mass_exponent, min_k)
-        with torch.cuda.device(index.device):
-            return compaction.gate(index, weight, num_experts, options)
+        return compaction.gate(index, weight, num_experts, options)
     if tokens is not None:
         torch._assert_async((tokens == len(index)) | (tokens == 0))
     return reference.gate(
@@ -79,6 +75,39 @@ def experts(
         return portable(x, index, weight, params, body, num_experts, str(error))
 
 
+def gated_experts(
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    modality: Tensor,
+    tokens: Tensor | None,
+    theta: Tensor,
+    params: Sequence[Tensor],
+    body: str,
+    num_experts: int,
+    share: str,
+    kept_mass_exponent: float,
+    min_k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``modes_fx.fused_ops.gated_experts``: the gate is part of the kernels that sort."""
+    _check_codes(index, modality, tokens)
+    if has_triton():
+        from modes_fx.kernels.triton import compaction, launch  # imports Triton
+        from modes_fx.kernels.triton.limits import DeviceLimitError
+        from modes_fx.kernels.triton.plan import UnsupportedBodyError
+
+        options = compaction.Gate(modality, tokens, theta, share, kept_mass_exponent, min_k)
+        try:
+            return launch.gated_experts(x, index, weight, options, params, body, num_experts)
+        except (UnsupportedBodyError, DeviceLimitError):
+            pass  # the experts say why when they are called below
+    kept_index, kept_weight = gate(
+        index, weight, modality, tokens, theta, num_experts, share, kept_mass_exponent, min_k
+    )
+    out = experts(x, kept_index, kept_weight, params, body, num_experts)
+    return out, kept_index, kept_weight
+
+
 def portable(
     x: Tensor,
     index: Tensor,
@@ -104,7 +133,14 @@ def portable(
     return compact.experts(x, index, weight, params, parsed, num_experts)
 
 
-@lru_cache(maxsize=None)  # one warning for each reason and body, whatever filters are set
+def _check_codes(index: Tensor, modality: Tensor, tokens: Tensor | None) -> None:
+    if tokens is None and len(modality) != len(index):
+        raise ValueError(
+            f"{len(index)} tokens reach the experts, with {len(modality)} modality codes"
+        )
+
+
+@cache  # one warning for each reason and body, whatever filters are set
 def _warn(reason: str, summary: str) -> None:
     warnings.warn(
         f"experts ({summary}) run through PyTorch's own operations, which is correct but slower: "

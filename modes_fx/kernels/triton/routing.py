@@ -45,7 +45,8 @@ def _decide(
         skip = skip & ((above >= MIN_K) | (threshold == float("inf")))
     if REWEIGHTED:
         mass = tl.sum(tl.where(skip | (inside == 0), 0.0, share), 1)
-        mass = (mass / tl.sum(tl.where(inside, share, 0.0), 1))[:, None]
+        all_mass = tl.sum(tl.where(inside, share, 0.0), 1)
+        mass = (mass / tl.where(all_mass == 0.0, 1.0, all_mass))[:, None]
         some = tl.max((skip & inside).to(tl.int32), 1)[:, None] > 0
         scale = tl.exp2(-beta * tl.log2(tl.where(some & (mass > 0.0), mass, 1.0)))
         w = (w * scale).to(weight.dtype.element_ty).to(tl.float32)
@@ -101,7 +102,9 @@ def gate_tokens(
 
 
 @triton.jit
-def _store_starts(expert_start, tile_start, count, E: tl.constexpr, E_P2: tl.constexpr, BM: tl.constexpr):  # fmt: skip
+def _store_starts(
+    expert_start, tile_start, count, E: tl.constexpr, E_P2: tl.constexpr, BM: tl.constexpr
+):
     """Write where each expert's slots and tiles of BM slots begin, and return the former."""
     e = tl.arange(0, E_P2)
     tiles = (count + BM - 1) // BM
@@ -114,7 +117,10 @@ def _store_starts(expert_start, tile_start, count, E: tl.constexpr, E_P2: tl.con
 
 
 @triton.jit
-def _place(ids, t, k, base, slot_pair, pair_slot, T, E: tl.constexpr, E_P2: tl.constexpr, K: tl.constexpr, N: tl.constexpr):  # fmt: skip
+def _place(
+    ids, t, k, base, slot_pair, pair_slot, T,
+    E: tl.constexpr, E_P2: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
     """Give the kept pairs of N places their slots; return where each expert's next slot is."""
     ids = tl.reshape(ids, (N,))
     inside = tl.reshape((t < T)[:, None] & (k < K)[None, :], (N,))

@@ -135,7 +135,10 @@ def problem(name: str, sizes: Sizes, dtype: torch.dtype, device: torch.device) -
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    params = [random(*shape) / (shape[-1] ** 0.5 if len(shape) == 3 else 2) for shape in shapes(name, sizes)]
+    params = [
+        random(*shape) / (shape[-1] ** 0.5 if len(shape) == 3 else 2)
+        for shape in shapes(name, sizes)
+    ]
     scores = torch.rand(sizes.T, sizes.E, generator=generator)
     weight, index = (scores * 4).softmax(-1).topk(min(sizes.K, sizes.E), dim=-1)
     return Problem(

@@ -63,9 +63,7 @@ def test_an_equal_share_keeps_and_nan_stays_visible() -> None:
 def test_strided_choices() -> None:
     index, weight, codes = routing(9, 2, 4)
     expected = compaction.gate(index, weight, 4, a_gate(codes))
-    strided = compaction.gate(
-        index.T.contiguous().T, weight.T.contiguous().T, 4, a_gate(codes)
-    )
+    strided = compaction.gate(index.T.contiguous().T, weight.T.contiguous().T, 4, a_gate(codes))
     assert torch.equal(expected[0], strided[0])
     assert torch.equal(expected[1], strided[1])
 
@@ -134,5 +132,5 @@ def test_gate_and_sort_in_the_same_launches(T) -> None:
 
 
 def test_more_experts_than_the_kernels_rank_are_refused() -> None:
-    with pytest.raises(DeviceLimitError, match="5000 experts, 2 of them a token: .* up to 1024"):
+    with pytest.raises(DeviceLimitError, match=r"5000 experts, 2 of them a token: .* up to 1024"):
         compaction.compact(torch.zeros(3, 2, dtype=torch.long), 5000, 16)

@@ -10,6 +10,7 @@ from modes_fx.kernels import reference
 from modes_fx.kernels.triton import launch
 from modes_fx.kernels.triton.compaction import compact
 from modes_fx.kernels.triton.limits import INTERPRETER
+from modes_fx.kernels.triton.problem import prepare
 from tests.modes_fx.kernels.triton.bodies import BODIES, Problem, Sizes, problem
 
 SMALL = Sizes(T=21, K=2, E=3, H=40, I=24)
@@ -19,14 +20,16 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 def skipping(given: Problem, ratio: float, experts: int) -> Problem:
     """The problem with a share of its pairs skipped."""
     drawn = torch.rand(given.index.shape, generator=torch.Generator().manual_seed(2))
-    return given._replace(index=given.index.masked_fill(drawn.to(given.index.device) < ratio, experts))
+    return given._replace(
+        index=given.index.masked_fill(drawn.to(given.index.device) < ratio, experts)
+    )
 
 
 def assert_right(given: Problem, experts: int, programs: int = 3, atomic: bool = False) -> None:
     x, index, weight, params, body = given
     device = replace(INTERPRETER, multiprocessors=programs) if x.device.type == "cpu" else None
-    prepared = launch.prepare(x, index, weight, params, body.to_json(), experts, device)
-    rule = launch.fitted(prepared, launch.configurations_for(prepared).for_rows(8))
+    prepared = prepare(x, index, weight, params, body.to_json(), experts, device)
+    rule = launch.fitted(prepared, launch.configurations_for(prepared).for_rows(8, x.dtype))
     slots = compact(prepared.index, experts, rule.up.block_m)
     got = launch.run_prefill(prepared, rule, slots, atomic=atomic)
     exact = reference.experts(*given.to_float32(), experts)
