@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from torch import Tensor
+from triton import next_power_of_2
 
 from modes_fx.bench.gpu.shapes import Layer
-from modes_fx.kernels.triton.compaction import PAIRS_OF_ONE_PROGRAM
+from modes_fx.kernels.triton.compaction import PAIRS_OF_ONE_PROGRAM, blocks_of
 from modes_fx.kernels.triton.launch import DECODE_TOKENS
 
 INDEX_BYTES = 8
@@ -116,7 +117,9 @@ def count_modes(layer: Layer, routing: Routing, block_m: int, size: int) -> Work
         )
     one = P <= PAIRS_OF_ONE_PROGRAM
     starts = 2 * (layer.experts + 1) * SLOT_BYTES
-    sort_read = 0 if one else P * INDEX_BYTES
+    _, blocks = blocks_of(routing.tokens, layer.top_k, layer.experts)
+    counts = 0 if one else blocks * next_power_of_2(layer.experts) * SLOT_BYTES
+    sort_read = 0 if one else P * INDEX_BYTES + counts
     slots = (kept + P) * SLOT_BYTES
     tiles = routing.tiles(block_m)
     return Work(
@@ -131,7 +134,7 @@ def count_modes(layer: Layer, routing: Routing, block_m: int, size: int) -> Work
         + kept * H * size
         + 2 * (kept * SLOT_BYTES + starts)
         + P * SLOT_BYTES,
-        written_bytes=choice + slots + starts + kept * (width + H) * size + out,
+        written_bytes=choice + counts + slots + starts + kept * (width + H) * size + out,
     )
 
 

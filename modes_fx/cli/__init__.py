@@ -2,9 +2,11 @@
 
 import typer
 
+from modes_fx.cli.bench import bench
 from modes_fx.cli.demo import demo
 from modes_fx.cli.errors import ReportingGroup
 from modes_fx.cli.explain import explain
+from modes_fx.cli.tune import tune
 
 app = typer.Typer(
     name="modes-fx",
@@ -19,5 +21,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(explain)
+app.command()(tune)
+app.add_typer(bench, name="bench")
 
 __all__ = ["app"]

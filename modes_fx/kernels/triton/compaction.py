@@ -118,6 +118,18 @@ def gate_and_compact(
     return _sort(index, weight, gate, num_experts, block_m)
 
 
+def blocks_of(tokens: int, top_k: int, num_experts: int) -> tuple[int, int]:
+    """Return how often a block takes tokens, and how many blocks there are, above 2048 pairs."""
+    at_once = _tokens_at_once(top_k, num_experts)
+    steps = max(PAIRS_OF_A_BLOCK // (at_once * triton.next_power_of_2(top_k)), 1)
+    return steps, triton.cdiv(tokens, at_once * steps)
+
+
+def _tokens_at_once(top_k: int, num_experts: int) -> int:
+    pairs = min(_ELEMENTS_AT_ONCE // triton.next_power_of_2(num_experts), 256)
+    return max(pairs // triton.next_power_of_2(top_k), 1)
+
+
 def _sort(
     index: Tensor, weight: Tensor | None, gate: Gate | None, num_experts: int, block_m: int
 ) -> tuple[Slots, Tensor, Tensor]:
@@ -128,7 +140,7 @@ def _sort(
             f"and {MAX_TOP_K}"
         )
     E_P2, K_P2 = triton.next_power_of_2(num_experts), triton.next_power_of_2(K)
-    BT = max(min(_ELEMENTS_AT_ONCE // E_P2, 256) // K_P2, 1)
+    BT = _tokens_at_once(K, num_experts)
     slots = Slots(
         *(index.new_empty(T * K, dtype=torch.int32) for _ in range(2)),
         *(index.new_empty(num_experts + 1, dtype=torch.int32) for _ in range(2)),
@@ -154,8 +166,7 @@ def _sort(
             num_experts, E_P2, K, K_P2, BT, block_m, **options, num_warps=8, debug=debug,
         )  # fmt: skip
         return slots, kept_index, kept_weight
-    steps = max(PAIRS_OF_A_BLOCK // (BT * K_P2), 1)
-    blocks = triton.cdiv(T, BT * steps)
+    steps, blocks = blocks_of(T, K, num_experts)
     counts = index.new_empty(blocks, E_P2, dtype=torch.int32)
     launch(
         routing.count_blocks, (blocks,),
