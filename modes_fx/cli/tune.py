@@ -27,7 +27,7 @@ def tune(
     Every trial's result is compared with the reference. Can be interrupted and run again. What is
     found is kept in the user's configuration folder and used from then on.
 
-    Example: modes-fx tune --layer Qwen3-VL-30B-A3B
+    Example: modes-fx tune --dtype float16
     """
     from modes_fx.bench.gpu import run, tuning
 

@@ -163,7 +163,7 @@ def _sort(
         launch(
         routing.sort_pairs, (1,),
             *read, *outputs, T, beta, *strides,
-            num_experts, E_P2, K, K_P2, BT, block_m, **options, num_warps=8, debug=debug,
+            num_experts, E_P2, K, K_P2, BT, block_m, **options, num_warps=16, debug=debug,
         )  # fmt: skip
         return slots, kept_index, kept_weight
     steps, blocks = blocks_of(T, K, num_experts)

@@ -48,7 +48,13 @@ class GemmConfig(_Strict):
 
 
 class VectorConfig(_Strict):
-    """One product of a single row: columns a program, how much of the row at a time, warps."""
+    """One product of a single row.
+
+    Attributes:
+        block_n: columns of a program.
+        block_k: how many numbers of two bytes are read of the row at a time.
+        warps: how many a program has.
+    """
 
     block_n: int = Field(ge=1)
     block_k: int = Field(ge=16)

@@ -18,12 +18,13 @@ from modes_fx.kernels.triton.config import (
     Configurations,
     GemmConfig,
     PrefillRule,
+    VectorConfig,
     choose,
     expected_rows,
 )
 from modes_fx.kernels.triton.limits import Device, fit
 from modes_fx.kernels.triton.plan import Product
-from modes_fx.kernels.triton.problem import Problem, prepare
+from modes_fx.kernels.triton.problem import Operand, Problem, prepare
 
 DECODE_TOKENS = 1
 """Up to so many tokens nothing is sorted: those of one token differ, so no weight is read twice."""
@@ -211,7 +212,7 @@ def run_decode(problem: Problem, configurations: Configurations) -> Tensor:
         *first.strides, *second.strides, problem.vectors(0), problem.vectors(1),
         **sizes, PROLOGUE=printed.prologue, MIDDLE=printed.middle, STREAMS=problem.streams,
         ODD_FIRST=printed.streams[0].start == 1, DOT=problem.dot(plan.ups[0])[0],
-        BN=up.block_n, BK=up.block_k, num_warps=up.warps, **_FUSION,
+        BN=up.block_n, BK=_block_k(up, first), num_warps=up.warps, **_FUSION,
     )  # fmt: skip
     matrix = problem.operand(plan.down)
     down = configurations.for_layout(matrix.contiguous).down
@@ -220,7 +221,7 @@ def run_decode(problem: Problem, configurations: Configurations) -> Tensor:
         decode.decode_down, (T, triton.cdiv(plan.hidden, down.block_n)),
         h, matrix.matrix, out, *choice, *matrix.strides, problem.vectors(2),
         **sizes, TAIL=printed.tail, DOT=problem.dot(plan.down)[0],
-        BN=down.block_n, BK=down.block_k, num_warps=down.warps, **_FUSION,
+        BN=down.block_n, BK=_block_k(down, matrix), num_warps=down.warps, **_FUSION,
     )  # fmt: skip
     return out
 
@@ -245,6 +246,11 @@ def _fitted(problem: Problem, gemm: GemmConfig, product: Product, streams: int) 
     rows = problem.printed.plan.values[product.rows].dtype.itemsize
     weights = problem.params[product.weight].dtype.itemsize
     return fit(gemm, streams, rows, weights, problem.device)
+
+
+def _block_k(vector: VectorConfig, operand: Operand) -> int:
+    """Return how many numbers of a row are read at a time: as many bytes whatever the dtype."""
+    return vector.block_k * 2 // max(operand.matrix.dtype.itemsize, 2)
 
 
 def _programs(gemm: GemmConfig, problem: Problem, columns: int) -> int:
