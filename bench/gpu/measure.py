@@ -148,7 +148,7 @@ def measure_case(
 
 
 def _ways(layer: Layer, params: Sequence[Tensor]) -> dict[str, Peer]:
-    """Return every way by name; ours gates again, with thresholds that skip what is skipped."""
+    """Return every way by name; all of them get the choice as the gate leaves it."""
     body = layer.body.to_json()
 
     def ours(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from triton.runtime.errors import OutOfResources
+
+from modes_fx.kernels.triton.limits import DeviceLimitError
 
 
 class Call(NamedTuple):
@@ -27,14 +30,21 @@ Observer = Callable[[Call], None]
 def _run(call: Call) -> None:
     first = call.args[0]  # of every kernel a tensor of the device it runs on
     with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
-        call.kernel[call.grid](*call.args, **call.options)
+        try:
+            call.kernel[call.grid](*call.args, **call.options)
+        except OutOfResources as error:
+            raise DeviceLimitError(f"{call.name} does not fit the device: {error}") from error
 
 
 _observer: Observer = _run
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Launch a kernel, or hand the launch to whoever observes."""
+    """Launch a kernel, or hand the launch to whoever observes.
+
+    Raises:
+        DeviceLimitError: the kernel needs more of the device than was predicted and there is.
+    """
     _observer(Call(kernel, grid, args, options))
 
 

@@ -7,7 +7,9 @@ rather than tuned), and one for each device and shape that ``modes-fx tune`` has
 """
 
 import os
+import warnings
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -180,8 +182,15 @@ def choose(target: str, shape: Shape, device_name: str = "") -> Configurations:
         shape: what is computed.
         device_name: as torch tells it.
     """
-    if device_name and (tuned := tuned_path(device_name, shape)).exists():
-        return read(tuned)
+    if device_name and (path := tuned_path(device_name, shape)).exists():
+        tuned = read(path)
+        if tuned.triton != (installed := version("triton")):
+            warnings.warn(
+                f"{path} was tuned with triton {tuned.triton}, and {installed} is installed: what "
+                "was fast with one can be slow with another. Run modes-fx tune again",
+                stacklevel=2,
+            )
+        return tuned
     family = "hip" if target.startswith("gfx") else "cuda"
     exact = SHIPPED / f"{target}.json"
     return read(exact if exact.exists() else SHIPPED / f"{family}.json")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import triton
 
 from modes_fx.kernels.triton import config
 from modes_fx.kernels.triton.config import SHIPPED, ConfigError, Configurations, Shape
@@ -50,12 +51,23 @@ def test_rows_are_those_the_policy_leaves(expectation) -> None:
 
 def test_a_tuned_file_comes_first() -> None:
     shipped = config.choose("sm_90", SHAPE)
-    tuned = shipped.model_copy(update={"origin": "tuned", "device": "A GPU", "shape": SHAPE})
+    update = {"origin": "tuned", "device": "A GPU", "shape": SHAPE, "triton": triton.__version__}
+    tuned = shipped.model_copy(update=update)
     path = config.tuned_path("A GPU", SHAPE)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(tuned.model_dump_json())
     assert config.choose("sm_90", SHAPE, "A GPU").origin == "tuned"
     assert config.choose("sm_90", SHAPE, "Another GPU").origin == "computed"
+
+
+def test_a_file_tuned_with_another_triton_is_used_with_a_warning() -> None:
+    shipped = config.choose("sm_90", SHAPE)
+    tuned = shipped.model_copy(update={"origin": "tuned", "shape": SHAPE, "triton": "1.0"})
+    path = config.tuned_path("An old GPU", SHAPE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tuned.model_dump_json())
+    with pytest.warns(UserWarning, match=r"tuned with triton 1\.0, and .* Run modes-fx tune"):
+        assert config.choose("sm_90", SHAPE, "An old GPU").origin == "tuned"
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"unknown": 1}, {"prefill": []}])

@@ -54,3 +54,16 @@ def test_a_token_that_keeps_nothing_gets_zero(device) -> None:
         given.x[:1], given.index[:1], given.weight[:1], given.params, given.body.to_json(), sizes.E
     )
     assert (got == 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("experts", [1, 3, 8, 128])
+@pytest.mark.parametrize("top_k", [1, 2, 8])
+def test_the_whole_grid(body, dtype, experts, top_k, device) -> None:
+    sizes = Sizes(T=1, K=min(top_k, experts), E=experts, H=72, I=20)
+    given = problem(body, sizes, dtype, device)
+    assert_right(given, experts)
+    given.index[0, 0] = experts
+    assert_right(given, experts)
