@@ -121,7 +121,7 @@ def _rule_for(problem: Problem, configurations: Configurations) -> PrefillRule:
 
 def configurations_for(problem: Problem) -> Configurations:
     """Return the configurations of a call's device and shape."""
-    name = "" if problem.x.device.type == "cpu" else torch.cuda.get_device_name(problem.x.device)
+    name = torch.cuda.get_device_name(problem.x.device) if problem.x.is_cuda else ""
     return choose(problem.device.target, problem.shape, name)
 
 

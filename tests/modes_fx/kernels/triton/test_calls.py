@@ -43,5 +43,5 @@ class Greedy:
 
 
 def test_a_kernel_that_does_not_fit_is_an_error_of_ours() -> None:
-    with pytest.raises(DeviceLimitError, match="greedy does not fit .* 300000"):
+    with pytest.raises(DeviceLimitError, match=r"greedy does not fit .* 300000"):
         launch(Greedy(), (1,), torch.zeros(1))
