@@ -11,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from torch import Tensor
-from triton import next_power_of_2
 
 from modes_fx.bench.gpu.shapes import Layer
-from modes_fx.kernels.triton.compaction import PAIRS_OF_ONE_PROGRAM, blocks_of
+from modes_fx.kernels.triton.compaction import (
+    PAIRS_OF_ONE_PROGRAM,
+    blocks_of,
+    padded_experts,
+)
 from modes_fx.kernels.triton.launch import DECODE_TOKENS
 
 INDEX_BYTES = 8
@@ -118,7 +121,7 @@ def count_modes(layer: Layer, routing: Routing, block_m: int, size: int) -> Work
     one = P <= PAIRS_OF_ONE_PROGRAM
     starts = 2 * (layer.experts + 1) * SLOT_BYTES
     _, blocks = blocks_of(routing.tokens, layer.top_k, layer.experts)
-    counts = 0 if one else blocks * next_power_of_2(layer.experts) * SLOT_BYTES
+    counts = 0 if one else blocks * padded_experts(layer.experts) * SLOT_BYTES
     sort_read = 0 if one else P * INDEX_BYTES + counts
     slots = (kept + P) * SLOT_BYTES
     tiles = routing.tiles(block_m)

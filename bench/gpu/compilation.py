@@ -28,8 +28,6 @@ from modes_fx.kernels.triton.problem import Problem, prepare
 GEMMS = ("up_gemm", "down_gemm")
 PREFILL_TOKENS = 4096
 SMALL_TOKENS = 64
-NATIVE_FLOAT8 = ("sm_90", "sm_100", "sm_120", "gfx950")
-"""Targets that convert torch.float8_e4m3fn."""
 
 
 class Entry(BaseModel):
@@ -122,8 +120,13 @@ def dtypes_of(layer: Layer, target: str) -> list[torch.dtype]:
     """Return what the weights of a layer are compiled as."""
     if layer is not next(iter(LAYERS.values())):
         return [torch.bfloat16]
-    others = [torch.float8_e4m3fn] if target in NATIVE_FLOAT8 else []
+    others = [torch.float8_e4m3fn] if device_like(target).has_float8 else []
     return [torch.bfloat16, torch.float16, torch.float32, *others]
+
+
+def device_like(target: str) -> Device:
+    """Return a device of a target."""
+    return Device(target, MULTIPROCESSORS[target], SHARED_BYTES[target])
 
 
 def problem_of(layer: Layer, dtype: torch.dtype, tokens: int, target: str) -> Problem:
@@ -137,7 +140,7 @@ def problem_of(layer: Layer, dtype: torch.dtype, tokens: int, target: str) -> Pr
         layer.params(dtype, "meta"),
         layer.body.to_json(),
         layer.experts,
-        Device(target, MULTIPROCESSORS[target], SHARED_BYTES[target]),
+        device_like(target),
     )
 
 

@@ -5,9 +5,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
 from modes_fx.kernels.triton.limits import DeviceLimitError
+from modes_fx.kernels.triton.plan import UnsupportedBodyError
 
 
 class Call(NamedTuple):
@@ -34,6 +36,8 @@ def _run(call: Call) -> None:
             call.kernel[call.grid](*call.args, **call.options)
         except OutOfResources as error:
             raise DeviceLimitError(f"{call.name} does not fit the device: {error}") from error
+        except CompilationError as error:
+            raise UnsupportedBodyError(f"{call.name} does not compile: {error}") from error
 
 
 _observer: Observer = _run
@@ -44,6 +48,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
 
     Raises:
         DeviceLimitError: the kernel needs more of the device than was predicted and there is.
+        UnsupportedBodyError: Triton cannot compile it for the device.
     """
     _observer(Call(kernel, grid, args, options))
 

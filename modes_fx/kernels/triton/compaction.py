@@ -125,8 +125,13 @@ def blocks_of(tokens: int, top_k: int, num_experts: int) -> tuple[int, int]:
     return steps, triton.cdiv(tokens, at_once * steps)
 
 
+def padded_experts(num_experts: int) -> int:
+    """Return how many experts the kernels count at once: a power of two, and not too few."""
+    return max(triton.next_power_of_2(num_experts), 16)
+
+
 def _tokens_at_once(top_k: int, num_experts: int) -> int:
-    pairs = min(_ELEMENTS_AT_ONCE // triton.next_power_of_2(num_experts), 256)
+    pairs = min(_ELEMENTS_AT_ONCE // padded_experts(num_experts), 256)
     return max(pairs // triton.next_power_of_2(top_k), 1)
 
 
@@ -139,7 +144,7 @@ def _sort(
             f"{num_experts} experts, {K} of them a token: the kernels sort up to {MAX_EXPERTS} "
             f"and {MAX_TOP_K}"
         )
-    E_P2, K_P2 = triton.next_power_of_2(num_experts), triton.next_power_of_2(K)
+    E_P2, K_P2 = padded_experts(num_experts), triton.next_power_of_2(K)
     BT = _tokens_at_once(K, num_experts)
     slots = Slots(
         *(index.new_empty(T * K, dtype=torch.int32) for _ in range(2)),

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from modes_fx.kernels.triton import decode, prefill
 from modes_fx.kernels.triton.calls import launch
-from modes_fx.kernels.triton.compaction import Gate, Slots, compact, gate, gate_and_compact
+from modes_fx.kernels.triton.compaction import (
+    Gate,
+    Slots,
+    compact,
+    gate,
+    gate_and_compact,
+    padded_experts,
+)
 from modes_fx.kernels.triton.config import (
     Configurations,
     GemmConfig,
@@ -140,10 +147,10 @@ def run_prefill(
     Returns:
         ``[T, H]`` in the dtype of x.
     """
-    x, printed, device = problem.x, problem.printed, problem.device
+    x, printed = problem.x, problem.printed
     plan, sizes = printed.plan, problem.sizes
     T, K = problem.index.shape
-    E_P2 = triton.next_power_of_2(problem.num_experts)
+    E_P2 = padded_experts(problem.num_experts)
     order = (problem.weight, slots.slot_pair, slots.expert_start, slots.tile_start)
 
     first, second = problem.ups
@@ -175,21 +182,11 @@ def run_prefill(
     if atomic:
         return y.to(x.dtype)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    BT, BN = (1, 1024) if device.target != "interpreter" else (16, 128)
+    BN = min(triton.next_power_of_2(plan.hidden), 1024)
     launch(
-        prefill.sum_pairs,
-        (triton.cdiv(T, BT), triton.cdiv(plan.hidden, BN)),
-        y,
-        slots.pair_slot,
-        out,
-        T,
-        plan.hidden,
-        K,
-        BT,
-        BN,
-        num_warps=4,
-        **_FUSION,
-    )
+        prefill.sum_pairs, (T, triton.cdiv(plan.hidden, BN)),
+        y, slots.pair_slot, out, T, plan.hidden, K, 1, BN, num_warps=4, **_FUSION,
+    )  # fmt: skip
     return out
 
 

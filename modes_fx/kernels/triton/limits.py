@@ -50,6 +50,13 @@ class Device:
     shared_bytes: int
 
     @property
+    def has_float8(self) -> bool:
+        """Whether it converts ``torch.float8_e4m3fn``."""
+        if self.target.startswith("sm_"):
+            return int(self.target.removeprefix("sm_")) >= 89
+        return self.target in ("gfx950", "interpreter")
+
+    @property
     def is_amd(self) -> bool:
         """Whether it is an AMD device."""
         return self.target.startswith("gfx")

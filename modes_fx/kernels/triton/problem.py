@@ -23,7 +23,7 @@ ROW_DTYPES = {
     torch.float16: tl.float16,
     torch.float32: tl.float32,
 }
-WEIGHT_DTYPES = {*ROW_DTYPES, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz}
+WEIGHT_DTYPES = {*ROW_DTYPES, torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,9 @@ def prepare(
     for value, known in ((x.dtype, set(ROW_DTYPES)), *((p.dtype, WEIGHT_DTYPES) for p in params)):
         if value not in known:
             raise UnsupportedBodyError(f"the kernels do not compute with {dtype_name(value)}")
+    device = device or device_of(x.device)
+    if any(p.dtype == torch.float8_e4m3fn for p in params) and not device.has_float8:
+        raise UnsupportedBodyError(f"{device.target} does not convert float8_e4m3fn")
     printed = print_body(body, facts, x.dtype, weight.dtype, x.shape[1])
     plan = printed.plan
     for product in (*plan.ups, plan.down):
@@ -171,4 +174,4 @@ def prepare(
             raise UnsupportedBodyError(f"p{number} is not contiguous")
     x = x if x.stride(1) == 1 else x.contiguous()
     choice = (index.contiguous(), weight.contiguous())
-    return Problem(x, *choice, params, printed, num_experts, device or device_of(x.device))
+    return Problem(x, *choice, params, printed, num_experts, device)

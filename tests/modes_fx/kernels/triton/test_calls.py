@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
 from modes_fx.kernels.triton import compaction
 from modes_fx.kernels.triton.calls import launch, recorded
 from modes_fx.kernels.triton.limits import DeviceLimitError
+from modes_fx.kernels.triton.plan import UnsupportedBodyError
 
 
 def test_launches_are_recorded_with_their_grid_and_arguments(device) -> None:
@@ -26,22 +28,32 @@ def test_recorded_launches_need_not_run() -> None:
     assert [call.name for call in calls] == ["count_blocks", "place_blocks"]
 
 
-class Greedy:
-    """A kernel that needs more than any device has."""
+class Failing:
+    """A kernel that a device or the compiler refuses."""
 
-    __name__ = "greedy"
+    __name__ = "failing"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
     @property
-    def fn(self) -> "Greedy":
+    def fn(self) -> "Failing":
         return self
 
     def __getitem__(self, grid):
         def run(*args) -> None:
-            raise OutOfResources(300000, 232448, "shared memory")
+            raise self.error
 
         return run
 
 
 def test_a_kernel_that_does_not_fit_is_an_error_of_ours() -> None:
-    with pytest.raises(DeviceLimitError, match=r"greedy does not fit .* 300000"):
-        launch(Greedy(), (1,), torch.zeros(1))
+    greedy = Failing(OutOfResources(300000, 232448, "shared memory"))
+    with pytest.raises(DeviceLimitError, match=r"failing does not fit .* 300000"):
+        launch(greedy, (1,), torch.zeros(1))
+
+
+def test_a_kernel_that_does_not_compile_is_an_error_of_ours() -> None:
+    broken = Failing(CompilationError(None, None, "no such type"))
+    with pytest.raises(UnsupportedBodyError, match=r"failing does not compile: .*no such type"):
+        launch(broken, (1,), torch.zeros(1))

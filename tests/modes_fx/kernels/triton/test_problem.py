@@ -73,6 +73,15 @@ def test_other_dtypes_and_scattered_vectors_are_refused() -> None:
         prepare(*given[:3], params, given.body.to_json(), SIZES.E)
 
 
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+def test_eight_bits_need_a_device_that_converts_them(target) -> None:
+    given = problem("squared_relu", SIZES, torch.bfloat16, CPU)
+    params = [param.to(torch.float8_e4m3fn) for param in given.params]
+    old = Device(target, multiprocessors=1, shared_bytes=1 << 16)
+    with pytest.raises(UnsupportedBodyError, match=f"{target} does not convert float8_e4m3fn"):
+        prepare(*given[:3], params, given.body.to_json(), SIZES.E, old)
+
+
 def test_rows_that_do_not_lie_together_are_copied() -> None:
     given = problem("swiglu", SIZES, torch.float32, CPU)
     scattered = given.x.T.contiguous().T
