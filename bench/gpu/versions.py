@@ -12,19 +12,28 @@ from tempfile import TemporaryDirectory
 
 from modes_fx.bench.gpu.compilation import Compilation
 
-OLDEST = "3.7.1"
-"""What comes with CUDA builds of torch 2.13; the newest is the one that is installed."""
+SUPPORTED = ("3.7.1", "3.9.0")
+"""The oldest, which builds of torch 2.13 for CUDA come with, and the newest."""
 
 
-def folder_of_oldest(base: Path) -> Path:
-    """Install the oldest Triton into a folder of its own, unless it is there.
+def folder_of(triton: str, base: Path) -> Path | None:
+    """Return where a Triton is installed, after installing it into a folder of its own if need be.
+
+    Args:
+        triton: its version.
+        base: where folders are made.
+
+    Returns:
+        The folder; None for the Triton that this process would import.
 
     Raises:
         CalledProcessError: pip cannot install it; its message is on standard error.
     """
-    folder = base / f"triton-{OLDEST}"
+    if version("triton") == triton:
+        return None
+    folder = base / f"triton-{triton}"
     if not (folder / "triton").exists():
-        asked = [f"triton=={OLDEST}", "--no-deps", "--target", str(folder), "--quiet"]
+        asked = [f"triton=={triton}", "--no-deps", "--target", str(folder), "--quiet"]
         subprocess.run([sys.executable, "-m", "pip", "install", *asked], check=True)
     return folder
 
@@ -72,17 +81,16 @@ def merged(parts: list[Compilation]) -> Compilation:
 def compile_all_versions(
     base: Path, targets: list[str], workers: int, say: Callable[[str], None]
 ) -> list[Compilation]:
-    """Compile with the oldest and the newest Triton.
+    """Compile with every supported end of the range of Triton.
 
     Args:
-        base: where the oldest is installed.
+        base: where versions that are not installed are put.
         targets: what to compile for.
         workers: how many processes run at once.
         say: is told what is done.
     """
-    say(f"compiling for {len(targets)} targets with triton {OLDEST}")
-    results = [compile_with(folder_of_oldest(base), targets, workers)]
-    if version("triton") != OLDEST:
-        say(f"compiling for {len(targets)} targets with triton {version('triton')}")
-        results.append(compile_with(None, targets, workers))
+    results = []
+    for triton in SUPPORTED:
+        say(f"compiling for {len(targets)} targets with triton {triton}")
+        results.append(compile_with(folder_of(triton, base), targets, workers))
     return results

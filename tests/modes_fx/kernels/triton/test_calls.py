@@ -55,5 +55,5 @@ def test_a_kernel_that_does_not_fit_is_an_error_of_ours() -> None:
 
 def test_a_kernel_that_does_not_compile_is_an_error_of_ours() -> None:
     broken = Failing(CompilationError(None, None, "no such type"))
-    with pytest.raises(UnsupportedBodyError, match=r"failing does not compile: .*no such type"):
+    with pytest.raises(UnsupportedBodyError, match=r"(?s)failing does not compile: .*no such type"):
         launch(broken, (1,), torch.zeros(1))
