@@ -122,11 +122,11 @@ def account() -> Iterable[Accounted]:
 
 def render(report: KernelsReport) -> str:
     """Return the page."""
-    parts = [INTRODUCTION, "## Compiled\n", _compiled(report), "\n", _registers(report)]
+    parts = [INTRODUCTION, "## Compiled", _compiled(report), _registers(report)]
     if report.failures:
-        parts += ["\n## What does not hold\n", *(f"- {failure}\n" for failure in report.failures)]
+        parts += ["## What does not hold", "\n".join(f"- {text}" for text in report.failures)]
     parts += [_accounting(report), _predictions(report)]
-    return "\n".join(part.rstrip("\n") for part in parts) + "\n"
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def _compiled(report: KernelsReport) -> str:

@@ -54,7 +54,7 @@ class VectorConfig(_Strict):
 
     Attributes:
         block_n: columns of a program.
-        block_k: how many numbers of two bytes are read of the row at a time.
+        block_k: how many numbers are read of the row at a time; fewer if they are of four bytes.
         warps: how many a program has.
     """
 

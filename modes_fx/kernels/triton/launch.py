@@ -35,6 +35,7 @@ from modes_fx.kernels.triton.problem import Operand, Problem, prepare
 
 DECODE_TOKENS = 1
 """Up to so many tokens nothing is sorted: those of one token differ, so no weight is read twice."""
+ROW_BYTES_AT_ONCE = 1024
 _FUSION = {"enable_fp_fusion": True}  # Triton's default changes between versions
 
 
@@ -246,8 +247,8 @@ def _fitted(problem: Problem, gemm: GemmConfig, product: Product, streams: int) 
 
 
 def _block_k(vector: VectorConfig, operand: Operand) -> int:
-    """Return how many numbers of a row are read at a time: as many bytes whatever the dtype."""
-    return vector.block_k * 2 // max(operand.matrix.dtype.itemsize, 2)
+    """Return how many numbers of a row are read at a time: no more bytes than registers hold."""
+    return min(vector.block_k, ROW_BYTES_AT_ONCE // operand.matrix.dtype.itemsize)
 
 
 def _programs(gemm: GemmConfig, problem: Problem, columns: int) -> int:
