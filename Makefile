@@ -12,11 +12,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOLDERS := passes calibration export bench
 
-.PHONY: help venv test coverage demo demo-model bench lint types clean compiler
+.PHONY: help venv test coverage kernels-report gpu-check demo demo-model bench lint types clean \
+	compiler
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(INSTALLED) ## Install into .venv (PYTHON=python3.12, PIP_ARGS="--index-url ..." to choose)
 
@@ -25,6 +26,13 @@ test: lint compiler ## Check style and types, then run the tests
 
 coverage: $(INSTALLED) ## Measure every MoE type of transformers, write docs/coverage.md and .json
 	OMP_NUM_THREADS=1 $(BIN)/python -m modes_fx.bench.coverage --out docs
+
+kernels-report: $(INSTALLED) ## Test and compile the GPU kernels without a GPU, write docs/kernels.*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow tests/modes_fx/kernels/triton
+	$(BIN)/python -m modes_fx.bench.gpu.report --out docs
+
+gpu-check: $(INSTALLED) ## On a GPU: test the kernels and time them, write out/gpu/report.md
+	$(BIN)/python -m modes_fx.bench.gpu.check --out out/gpu
 
 demo: $(INSTALLED) compiler ## Calibrate, compile, evaluate and time the demo model (OUT=out/demo)
 	$(BIN)/modes-fx demo --out $(OUT)

@@ -28,6 +28,7 @@ from modes_fx.hooks import (
     keep_all_theta,
     mark_input,
 )
+from modes_fx.kernels.triton.config import expect_skip_ratio
 from modes_fx.loops import ReplacedLoop
 from modes_fx.modality import DEFAULT_MAX_TOKENS, ModalityBuffer, TokenIds
 from modes_fx.passes.loops.call import Loop
@@ -144,6 +145,7 @@ def attach(
     attachment.left.update(found.left)
     hook_modality(model, attachment, token_ids)
     set_thetas(model, thetas)
+    expect_skip_ratio(target or 0.0)
     _forget_captures()
     return wrapper
 
@@ -162,6 +164,7 @@ def set_target(model: nn.Module, target: float | None) -> None:
     attachment = attached(model)
     set_thetas(model, _thresholds(attachment.policy, target, attachment.layers))
     attachment.target = target
+    expect_skip_ratio(target or 0.0)
 
 
 def set_thetas(model: nn.Module, thetas: Mapping[str, Tensor]) -> None:
@@ -231,6 +234,7 @@ def detach(model: nn.Module) -> nn.Module:
         for name in (THETA, COUNTS, GATE):
             delattr(layer, name)
     delattr(_inside(model), ATTACHMENT)
+    expect_skip_ratio(0.0)
     _forget_captures()
     return model
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from modes_fx.kernels import compact, cpu, reference
 from modes_fx.kernels.epilogue import Body
+from modes_fx.kernels.triton.register import has_triton, register_cuda
 
 
 @torch.library.custom_op("modes_fx::marker", mutates_args=())
@@ -106,9 +107,12 @@ _library.define(
     "SymInt num_experts, str share, float kept_mass_exponent, SymInt min_k) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-# The portable implementation reads how many pairs are kept on the host, which a CUDA graph cannot
-# capture.
-EXPERTS_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
+# Without Triton, how many pairs are kept is read on the host, which no CUDA graph can capture.
+EXPERTS_TAGS = (
+    (torch.Tag.pt2_compliant_tag,)
+    if has_triton()
+    else (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
+)
 for op in ("experts", "experts_unfused"):
     _library.define(
         f"{op}(Tensor x, Tensor index, Tensor weight, Tensor[] params, str body, "
@@ -279,3 +283,6 @@ def _check_tokens(tokens: Tensor, reached: int) -> None:
             f"{reached} tokens reach the experts, but the call has {expected}: their modality is "
             "not known. Compile the model while it computes this layer for all tokens, or detach it"
         )
+
+
+register_cuda()

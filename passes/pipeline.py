@@ -16,6 +16,7 @@ from torch.fx.node import map_arg
 from modes_fx.passes import graph as g
 from modes_fx.passes.batched_mm import BatchedMM
 from modes_fx.passes.dense_bmm import DenseBMM
+from modes_fx.passes.fuse import fuse_gates
 from modes_fx.passes.grouped_mm import GroupedMM
 from modes_fx.passes.loops.op import LoopOp
 from modes_fx.passes.other_devices import whole_choice
@@ -55,6 +56,8 @@ def rewrite_graph(
     marked = {_owner(names.get(theta, "")) for theta in remove_markers(graph)}
     reports += _left_alone(marked, unknown, reports)
     graph.eliminate_dead_code()
+    if fuse_gates(graph):
+        graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
     return reports

@@ -29,6 +29,7 @@ LAYERS = {
     "modes_fx.policy_file": 1,
     "modes_fx.vocabulary": 1,
     "modes_fx.ops": 2,
+    "modes_fx.fused_ops": 2,
     "modes_fx.passes": 3,
     "modes_fx.sources": 4,
     "modes_fx.hooks": 4,

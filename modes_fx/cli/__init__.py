@@ -6,6 +6,7 @@ from modes_fx.cli.bench import bench
 from modes_fx.cli.demo import demo
 from modes_fx.cli.errors import ReportingGroup
 from modes_fx.cli.explain import explain
+from modes_fx.cli.tune import tune
 
 app = typer.Typer(
     name="modes-fx",
@@ -18,8 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(bench, name="bench")
 app.command()(demo)
 app.command()(explain)
+app.command()(tune)
+app.add_typer(bench, name="bench")
 
 __all__ = ["app"]

@@ -10,6 +10,7 @@ from torch import nn
 import modes_fx
 from modes_fx import Modality, PolicyError, SkipPolicy
 from modes_fx.attach import find_expert_modules
+from modes_fx.kernels.triton.config import expected_rows
 from tests.tiny import chat, tiny_vlm
 
 LAYERS = [f"model.language_model.layers.{i}.mlp.experts" for i in range(2)]
@@ -180,3 +181,18 @@ def test_two_calls_at_once_are_refused(model) -> None:
         model(**chat(text=2))
     assert len(errors) == 1
     assert "in a call already" in errors[0]
+
+
+def test_kernels_are_told_what_share_of_the_pairs_to_expect(model) -> None:
+    def rows() -> float:
+        return expected_rows(tokens=100, top_k=8, num_experts=10)
+
+    modes_fx.attach(model, policy())
+    assert rows() == pytest.approx(40)
+    modes_fx.set_target(model, 0.75)
+    assert rows() == pytest.approx(20)
+    modes_fx.set_target(model, None)
+    assert rows() == pytest.approx(80)
+    modes_fx.set_target(model, 0.75)
+    modes_fx.detach(model)
+    assert rows() == pytest.approx(80)
