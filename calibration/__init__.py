@@ -15,22 +15,30 @@ from modes_fx.calibration.calibrator import (
     run_calibration,
 )
 from modes_fx.calibration.data import Batch, encode_chats
-from modes_fx.calibration.evaluator import Evaluator, Measurement
+from modes_fx.calibration.evaluator import Evaluator, Outcome
+from modes_fx.calibration.journal import Journal, JournalError
+from modes_fx.calibration.measurement import Difference, Measurement
 from modes_fx.calibration.pairs import recorded_shares
 from modes_fx.calibration.reference import Reference
+from modes_fx.calibration.request import Request
 from modes_fx.calibration.search import Found, Frontier, UnreachableTargetError, thetas_of
 
 __all__ = [
     "Batch",
     "Calibration",
     "CalibrationOptions",
+    "Difference",
     "Evaluator",
     "Found",
     "Frontier",
+    "Journal",
+    "JournalError",
     "Measurement",
+    "Outcome",
     "RandomSkipping",
     "ReducedTopK",
     "Reference",
+    "Request",
     "Selection",
     "UnreachableTargetError",
     "calibrate",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modes_fx.calibration.evaluator import Evaluator
+from modes_fx.calibration.request import Request
 from modes_fx.hooks import keep_all_theta
 from modes_fx.vocabulary import CALIBRATED, ModalityName
 
@@ -41,7 +42,7 @@ def measure_alpha(
     alpha: Alpha = {path: {} for path in evaluator.layers}
     removals = list(product(alpha, groups))
     for number, (path, group) in enumerate(removals, start=1):
-        kl = evaluator.measure({path: removed_theta(group)}).kl
+        kl = evaluator.measure(Request.of({path: removed_theta(group)})).kl
         alpha[path].update(dict.fromkeys(group, max(kl, 0.0)))
         on_progress(number / len(removals))
     return alpha

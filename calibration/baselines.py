@@ -17,10 +17,12 @@ from transformers import PreTrainedModel
 from modes_fx import ops as ops  # registers count_pairs
 from modes_fx.attach import find_expert_modules
 from modes_fx.calibration.curves import quantile_curve, quantile_curves
-from modes_fx.calibration.evaluator import Evaluator, Measurement
+from modes_fx.calibration.evaluator import Evaluator
+from modes_fx.calibration.measurement import Measurement
 from modes_fx.calibration.pairs import Shares, hooked_pairs
 from modes_fx.calibration.reach import reach
 from modes_fx.calibration.reference import Reference
+from modes_fx.calibration.request import Request
 from modes_fx.calibration.search import (
     Found,
     Tau,
@@ -155,7 +157,7 @@ def single_threshold(
     @cache
     def at(u: float) -> tuple[Tau, Measurement]:
         tau = dict.fromkeys(modalities, curve(u))
-        return tau, evaluator.measure(thetas_of(plain, tau))
+        return tau, evaluator.measure(Request.of(thetas_of(plain, tau)))
 
     require_reachable(target, at(1.0)[1].skip_ratio)
     u = reach(lambda u: at(u)[1].skip_ratio, target, tolerance, guess=target)

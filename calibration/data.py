@@ -28,11 +28,13 @@ class Batch:
         answer_mask: bool ``[B, S]``, true where ``input_ids`` holds a token of the answer. The
             logits at position ``s - 1`` predict the token at ``s``.
         samples: the place of each row's sample in the data, B numbers.
+        held_back: whether they are kept back, to check what was chosen by the other samples.
     """
 
     inputs: Mapping[str, Tensor]
     answer_mask: Tensor
     samples: Sequence[int]
+    held_back: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a mask that does not fit the tokens, or a sample without an answer."""

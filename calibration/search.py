@@ -18,6 +18,7 @@ from torch import Tensor
 from modes_fx.calibration.curves import Curve
 from modes_fx.calibration.evaluator import Evaluator, Measurement
 from modes_fx.calibration.reach import reach
+from modes_fx.calibration.request import Request
 from modes_fx.policy import SkipPolicy
 from modes_fx.policy_fields import target_key
 from modes_fx.vocabulary import ModalityName
@@ -150,7 +151,7 @@ class _Sweep:
         tau = self.tau(place)
         key = tuple(tau.values())
         if key not in self.measured:
-            self.measured[key] = self._evaluator.measure(thetas_of(self._policy, tau))
+            self.measured[key] = self._evaluator.measure(Request.of(thetas_of(self._policy, tau)))
         return self.measured[key]
 
     def frontier(self, target: float, size: int) -> Iterator[Place]:

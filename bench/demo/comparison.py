@@ -16,6 +16,7 @@ from modes_fx.calibration import (
     RandomSkipping,
     ReducedTopK,
     Reference,
+    Request,
     encode_chats,
     measure_selection,
     recorded_shares,
@@ -76,7 +77,7 @@ def compare_methods(
     with Evaluator(model, reference, policy) as evaluator:
         for target in policy.targets:
             methods = {
-                name: evaluator.measure({path: some.theta(path, target) for path in some.alpha})
+                name: evaluator.measure(Request.of_policy(some, target))
                 for name, some in policies.items()
             }
             plain = single_threshold(

@@ -10,6 +10,7 @@ from modes_fx.attach import find_expert_modules
 from modes_fx.calibration import (
     RandomSkipping,
     ReducedTopK,
+    Request,
     UnreachableTargetError,
     measure_selection,
     single_threshold,
@@ -138,8 +139,8 @@ def test_two_thresholds_are_at_least_as_good_as_their_frontier_says(
 
 def test_a_threshold_cannot_reach_what_never_skips(model, reference, shares, evaluator) -> None:
     class Full:
-        def measure(self, thetas):
-            return evaluator.measure({})
+        def measure(self, request):
+            return evaluator.measure(Request())
 
     with pytest.raises(UnreachableTargetError, match=r"skip 0\.0% of the pairs"):
         single_threshold(Full(), keep_all_policy(model), shares, 0.4)

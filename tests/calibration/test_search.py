@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modes_fx import SkipPolicy
-from modes_fx.calibration import UnreachableTargetError
+from modes_fx.calibration import Request, UnreachableTargetError
 from modes_fx.calibration.alpha import measure_alpha, normalise_alpha
 from modes_fx.calibration.curves import quantile_curves
 from modes_fx.calibration.evaluator import keep_all_policy
@@ -25,9 +25,9 @@ class Surface:
     def __init__(self, skip, kl) -> None:
         self.skip, self.kl, self.passes = skip, kl, 0
 
-    def measure(self, thetas) -> SimpleNamespace:
+    def measure(self, request) -> SimpleNamespace:
         self.passes += 1
-        theta = thetas["layer"].clamp(min=0).double()
+        theta = request.theta("layer").clamp(min=0).double()
         u, v = float(theta[Modality.TEXT]), float(theta[Modality.VISION])
         return SimpleNamespace(skip_ratio=self.skip(u, v), kl=self.kl(u, v), place=(u, v))
 
@@ -131,7 +131,7 @@ def test_the_targets_are_hit_on_a_model(evaluator, calibrated) -> None:
     frontier = search_frontier(evaluator, policy, [0.5, 0.75], curves, size=4)
     for target, found in frontier.found.items():
         assert target <= found.measurement.skip_ratio <= target + 0.01
-        again = evaluator.measure(thetas_of(policy, found.tau))
+        again = evaluator.measure(Request.of(thetas_of(policy, found.tau)))
         assert again.kl == found.measurement.kl
 
 
@@ -139,7 +139,7 @@ def test_kl_and_skip_ratio_grow_with_tau(evaluator, calibrated) -> None:
     policy, curves = calibrated
     steps = [0.0, 0.2, 0.5, 0.8, 1.0]
     taus = [{name: curve(step) for name, curve in curves.items()} for step in steps]
-    measured = [evaluator.measure(thetas_of(policy, tau)) for tau in taus]
+    measured = [evaluator.measure(Request.of(thetas_of(policy, tau))) for tau in taus]
     assert [m.skip_ratio for m in measured] == pytest.approx(steps, abs=0.1)
     kls = [m.kl for m in measured]
     assert kls[0] == pytest.approx(0, abs=1e-9)
