@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from modes_fx.blocks import capture_apart, find_blocks
+from modes_fx.compensation import make_room_for_means, policy_means, set_means
 from modes_fx.errors import MatchError
 from modes_fx.hooks import (
     ATTACHMENT,
     COUNTS,
     GATE,
+    MEAN_SUMS,
+    MEANS,
     THETA,
     Attachment,
     GateOptions,
@@ -132,6 +135,8 @@ def attach(
     attachment.left.update(found.left)
     hook_modality(model, attachment, token_ids)
     set_thetas(model, thetas)
+    make_room_for_means(attachment, policy)
+    set_means(attachment, policy_means(policy, target, layers))
     _forget_captures()
     return wrapper
 
@@ -149,6 +154,7 @@ def set_target(model: nn.Module, target: float | None) -> None:
     """
     attachment = attached(model)
     set_thetas(model, _thresholds(attachment.policy, target, attachment.layers))
+    set_means(attachment, policy_means(attachment.policy, target, attachment.layers))
     attachment.target = target
 
 
@@ -216,7 +222,7 @@ def detach(model: nn.Module) -> nn.Module:
     for loop in attachment.loops.values():
         loop.remove()
     for layer in attachment.layers.values():
-        for name in (THETA, COUNTS, GATE):
+        for name in (THETA, COUNTS, MEANS, MEAN_SUMS, GATE):
             delattr(layer, name)
     delattr(_inside(model), ATTACHMENT)
     _forget_captures()
