@@ -29,9 +29,11 @@ from modes_fx.calibration.measurement import Measurement, combine
 from modes_fx.calibration.processes import Processes
 from modes_fx.calibration.reference import Reference, answer_logits
 from modes_fx.calibration.request import HALVES, Part, Request
+from modes_fx.compensation import put_means
 from modes_fx.errors import MatchError
 from modes_fx.hooks import GATE
 from modes_fx.policy import SkipPolicy
+from modes_fx.policy_means import scaled
 
 
 class Outcome(NamedTuple):
@@ -109,6 +111,11 @@ class Evaluator:
     def passes(self) -> float:
         """How often the samples went through the model so far, journalled measurements included."""
         return self.ledger.passes
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the model is attached at the moment, to measure."""
+        return self._undo is not None
 
     @property
     def can_hold_back(self) -> bool:
@@ -225,8 +232,11 @@ class Evaluator:
                 exponent, min_k = options
                 changed = replace(gate, kept_mass_exponent=exponent, min_k=min_k)
                 setattr(layer, GATE, changed)
-        if request.mean_strength:
-            raise NotImplementedError("the op does not add means yet")
+        means = self._means[request.means] if request.means is not None else {}
+        put_means(
+            attached(self.model),
+            {path: scaled(table, request.mean_strength) for path, table in means.items()},
+        )
 
     def add_means(self, means: Mapping[str, Tensor]) -> str:
         """Take means that requests may add in place of skipped slots.

@@ -48,6 +48,21 @@ def set_means(attachment: Attachment, means: Mapping[str, Tensor]) -> None:
             buffer.zero_()
 
 
+def put_means(attachment: Attachment, means: Mapping[str, Tensor]) -> None:
+    """Like :func:`set_means`, but buffers come and go with the means, as calibration needs it.
+
+    Graphs are captured anew for a layer that gets its first means, or has none any more.
+    """
+    for path, layer in attachment.layers.items():
+        table = means.get(path)
+        buffer = getattr(layer, MEANS)
+        if table is None:
+            setattr(layer, MEANS, None)
+        elif buffer is None or buffer.shape != table.shape or buffer.dtype != table.dtype:
+            add_buffer(layer, MEANS, table.shape, table.dtype)
+    set_means(attachment, means)
+
+
 def add_buffer(layer: nn.Module, name: str, shape: Iterable[int], dtype: torch.dtype) -> None:
     """Put a buffer of zeros in the place that ``attach`` keeps for it on a layer."""
     device = next(layer.parameters()).device
@@ -66,6 +81,12 @@ def collect_sums(attachment: Attachment, shapes: Mapping[str, tuple[int, int, in
     for path, (codes, experts, hidden) in shapes.items():
         shape = (codes, experts, hidden + 1)
         add_buffer(attachment.layers[path], MEAN_SUMS, shape, torch.float32)
+
+
+def drop_sums(attachment: Attachment) -> None:
+    """End what :func:`collect_sums` began."""
+    for layer in attachment.layers.values():
+        setattr(layer, MEAN_SUMS, None)
 
 
 def collected_sums(attachment: Attachment) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from modes_fx.policy_file import (
     upload_policy,
     write_policy,
 )
-from modes_fx.policy_means import Means
+from modes_fx.policy_means import Means, scaled
 from modes_fx.vocabulary import CALIBRATED, Modality, ModalityName, Share, default_share
 
 SCHEMA_VERSION = 2
@@ -198,7 +198,8 @@ class SkipPolicy(BaseModel):
                 "the policy adds mean outputs of skipped experts, but was made without them: read "
                 "it with SkipPolicy.from_pretrained"
             )
-        return self.means.scaled(self._known(target), layer, self.mean_strength)
+        table = self.means.at(self._known(target)).get(layer)
+        return None if table is None else scaled(table, self.mean_strength)
 
     def check_model(self, model: torch.nn.Module) -> None:
         """Checks that the policy was calibrated for this model.

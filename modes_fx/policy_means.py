@@ -118,7 +118,7 @@ class Means:
         if strange := named - layers.keys():
             raise PolicyError(f"there are means for layers without alpha: {listed(strange)}")
 
-    def scaled(self, target: float | str, layer: str, strength: float) -> Tensor | None:
-        """Return ``strength * mu`` ``[C, E, H]`` as stored, or None where there is none."""
-        table = self.at(target).get(layer)
-        return None if table is None else (strength * table.to(torch.float32)).to(table.dtype)
+
+def scaled(table: Tensor, strength: float) -> Tensor:
+    """Return ``strength * mu`` of a table ``[C, E, H]``, rounded to its dtype."""
+    return (strength * table.to(torch.float32)).to(table.dtype)
