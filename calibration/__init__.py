@@ -14,7 +14,8 @@ from modes_fx.calibration.calibrator import (
     calibrate,
     run_calibration,
 )
-from modes_fx.calibration.data import Batch, encode_chats
+from modes_fx.calibration.data import Batch
+from modes_fx.calibration.encode import ChatBatches, encode_chats
 from modes_fx.calibration.evaluator import Evaluator, Outcome
 from modes_fx.calibration.journal import Journal, JournalError
 from modes_fx.calibration.measurement import Difference, Measurement
@@ -27,6 +28,7 @@ __all__ = [
     "Batch",
     "Calibration",
     "CalibrationOptions",
+    "ChatBatches",
     "Difference",
     "Evaluator",
     "Found",

@@ -15,12 +15,11 @@ from modes_fx.calibration.alpha import Alpha, AlphaMode, measure_alpha, normalis
 from modes_fx.calibration.curves import quantile_curves, release_curves
 from modes_fx.calibration.data import (
     Batch,
-    Chat,
     calibrated_modalities,
     count_tokens,
-    encode_chats,
     token_codes,
 )
+from modes_fx.calibration.encode import Chat, encode_chats
 from modes_fx.calibration.evaluator import Evaluator, keep_all_policy
 from modes_fx.calibration.pairs import Shares, recorded_shares
 from modes_fx.calibration.progress import shown_progress

@@ -120,7 +120,12 @@ class Evaluator:
     @property
     def can_hold_back(self) -> bool:
         """Whether there are samples of both halves."""
-        return len({batch.held_back for batch in self.reference.batches}) == 2
+        return len({held_back for _, held_back in self.reference.layout}) == 2
+
+    @property
+    def own_places(self) -> list[int]:
+        """The places of the batches that this process runs."""
+        return [place for half in HALVES for place in self._share(half)]
 
     def __enter__(self) -> Self:
         """Begin; the model is attached and compiled when something has to be measured."""
@@ -218,7 +223,7 @@ class Evaluator:
             return total
 
         description = {**request.to_dict(), "collect": name}
-        samples = sum(len(self.reference.batches[p].samples) for p in self._places(request.part))
+        samples = sum(len(self.reference.layout[place][0]) for place in self._places(request.part))
         return self.ledger.tensors(description, gathered, samples * len(self.layers), samples)
 
     def apply(self, request: Request) -> None:
@@ -284,8 +289,8 @@ class Evaluator:
         """The places of a part's batches."""
         return [
             place
-            for place, batch in enumerate(self.reference.batches)
-            if part == "all" or batch.held_back == (part == "held_back")
+            for place, (_, held_back) in enumerate(self.reference.layout)
+            if part == "all" or held_back == (part == "held_back")
         ]
 
     def _share(self, part: Part) -> list[int]:
@@ -330,7 +335,8 @@ class Evaluator:
         if self._undo is not None:
             return
         with ExitStack() as undo:
-            most = max(batch.answer_mask.numel() for batch in self.reference.batches)
+            own = (self.reference.batches[place] for place in self.own_places)
+            most = max((batch.answer_mask.numel() for batch in own), default=1)
             attach(self.model, self.policy, count_pairs=True, max_tokens=most)
             undo.callback(detach, self.model)
             options = {"compiler": self._compiler, "strict": True}

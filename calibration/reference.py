@@ -11,6 +11,8 @@ from modes_fx.calibration.data import Batch
 from modes_fx.calibration.measurement import Difference, combine_differences
 from modes_fx.calibration.store import TensorStore
 
+Layout = Sequence[tuple[Sequence[int], bool]]
+
 ROWS = 64
 """So many answer tokens are compared at once: in float64 a row of a large vocabulary is a MB."""
 
@@ -20,6 +22,8 @@ class Reference:
 
     Attributes:
         batches: the samples, numbered from 0 without gaps.
+        layout: the samples of each batch, and whether they are held back.
+        samples: how many there are.
         store: holds the predictions.
     """
 
@@ -29,7 +33,10 @@ class Reference:
         Raises:
             ValueError: the samples are not numbered from 0 without gaps.
         """
-        numbers = sorted(sample for batch in batches for sample in batch.samples)
+        self.layout: Layout = getattr(batches, "layout", None) or [
+            (tuple(batch.samples), batch.held_back) for batch in batches
+        ]
+        numbers = sorted(sample for samples, _ in self.layout for sample in samples)
         if numbers != list(range(len(numbers))):
             raise ValueError(
                 f"the samples of the batches must be numbered 0 to {len(numbers) - 1}, each once"
