@@ -27,7 +27,7 @@ from modes_fx.calibration.journal import Journal
 from modes_fx.calibration.ledger import Ledger
 from modes_fx.calibration.measurement import Measurement, combine
 from modes_fx.calibration.processes import Processes
-from modes_fx.calibration.reference import Reference, answer_logits
+from modes_fx.calibration.reference import Reference, answer_logits, own_places, places_of
 from modes_fx.calibration.request import HALVES, Part, Request
 from modes_fx.compensation import put_means
 from modes_fx.errors import MatchError
@@ -125,7 +125,10 @@ class Evaluator:
     @property
     def own_places(self) -> list[int]:
         """The places of the batches that this process runs."""
-        return [place for half in HALVES for place in self._share(half)]
+        return self._own("all")
+
+    def _own(self, part: Part) -> list[int]:
+        return own_places(self.reference.layout, self.processes, part)
 
     def __enter__(self) -> Self:
         """Begin; the model is attached and compiled when something has to be measured."""
@@ -208,7 +211,7 @@ class Evaluator:
 
         def compute() -> dict[str, Tensor]:
             own: dict[str, Tensor] = {}
-            for place in self._share(request.part):
+            for place in self._own(request.part):
                 self.apply(request)
                 begin()
                 answer_logits(self.model, self.reference.batches[place])
@@ -223,7 +226,10 @@ class Evaluator:
             return total
 
         description = {**request.to_dict(), "collect": name}
-        samples = sum(len(self.reference.layout[place][0]) for place in self._places(request.part))
+        samples = sum(
+            len(self.reference.layout[place][0])
+            for place in places_of(self.reference.layout, request.part)
+        )
         return self.ledger.tensors(description, gathered, samples * len(self.layers), samples)
 
     def apply(self, request: Request) -> None:
@@ -277,7 +283,7 @@ class Evaluator:
     def _halves(self, part: Part) -> list[Part]:
         """The halves that a part consists of and that have samples."""
         wanted = HALVES if part == "all" else (part,)
-        found = [half for half in wanted if self._places(half)]
+        found = [half for half in wanted if places_of(self.reference.layout, half)]
         if not found:
             raise ValueError(
                 f"no sample is of the part {part!r}: hold back some batches (Batch.held_back), or "
@@ -285,22 +291,9 @@ class Evaluator:
             )
         return found
 
-    def _places(self, part: Part) -> list[int]:
-        """The places of a part's batches."""
-        return [
-            place
-            for place, (_, held_back) in enumerate(self.reference.layout)
-            if part == "all" or held_back == (part == "held_back")
-        ]
-
-    def _share(self, part: Part) -> list[int]:
-        """The places of those that this process runs."""
-        places = self._places(part)
-        return [places[k] for k in self.processes.share_of(len(places))]
-
     def _prepare(self, part: Part) -> None:
         """Record what the full model says to this process's share, where that is not yet known."""
-        missing = self.reference.missing(self._share(part))
+        missing = self.reference.missing(self._own(part))
         if any(self.processes.gather(lambda: len(missing))):
             self._detach()
             self.processes.gather(lambda: self.reference.record_at(self.model, missing))
@@ -310,7 +303,7 @@ class Evaluator:
 
         def own() -> list[Measurement]:
             try:
-                return [self._run_batch(place, run) for place in self._share(part)]
+                return [self._run_batch(place, run) for place in self._own(part)]
             except BackendCompilerFailed as error:
                 raise MatchError(
                     f"calibration cannot run this model: {error.inner_exception}"

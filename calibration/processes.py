@@ -1,8 +1,10 @@
 """Several processes that calibrate together: each runs its share, all take the same decisions."""
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -19,9 +21,10 @@ class Processes:
 
     def __init__(self) -> None:
         """Join the others, if there are any."""
-        state = PartialState()
-        self.index: int = state.process_index
-        self.count: int = state.num_processes
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        state = PartialState() if launched or torch.distributed.is_initialized() else None
+        self.index: int = state.process_index if state else 0
+        self.count: int = state.num_processes if state else 1
 
     @property
     def is_main(self) -> bool:

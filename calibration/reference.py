@@ -8,7 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modes_fx.calibration.data import Batch
+from modes_fx.calibration.identity import input_device
 from modes_fx.calibration.measurement import Difference, combine_differences
+from modes_fx.calibration.processes import Processes
+from modes_fx.calibration.request import HALVES, Part
 from modes_fx.calibration.store import TensorStore
 
 Layout = Sequence[tuple[Sequence[int], bool]]
@@ -129,6 +132,23 @@ def _name(place: int) -> str:
     return f"logits-{place:05d}"
 
 
+def places_of(layout: Layout, part: Part) -> list[int]:
+    """Return the places of the batches of a part of the samples."""
+    return [
+        place
+        for place, (_, held_back) in enumerate(layout)
+        if part == "all" or held_back == (part == "held_back")
+    ]
+
+
+def own_places(layout: Layout, processes: Processes, part: Part = "all") -> list[int]:
+    """Return the places of the batches of a part that this process runs."""
+    if part == "all":
+        return [place for half in HALVES for place in own_places(layout, processes, half)]
+    places = places_of(layout, part)
+    return [places[k] for k in processes.share_of(len(places))]
+
+
 def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return the logits ``[A, V]`` that predict the A answer tokens of a batch, in row-major order.
 
@@ -137,7 +157,11 @@ def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """
     rows, positions = batch.answer_mask.nonzero(as_tuple=True)
     length = batch.answer_mask.shape[1]
-    inputs = {name: value.to(model.device) for name, value in batch.inputs.items()}
+    device = input_device(model)
+    inputs = {
+        name: value.to(device, model.dtype if value.is_floating_point() else None)
+        for name, value in batch.inputs.items()
+    }
     takes_part = "logits_to_keep" in inspect.signature(model.forward).parameters
     part = {"logits_to_keep": int(length - positions.min() + 1)} if takes_part else {}
     with torch.no_grad():
