@@ -48,6 +48,7 @@ LAYERS = {
     "modes_fx.__main__": 6,
     "modes_fx.bench": 6,
     "modes_fx.cli": 6,
+    "modes_fx.calibration.__main__": 6,
 }
 MAX_LINES = 400
 
@@ -66,7 +67,7 @@ def name_of(path: Path) -> str:
 
 def component_of(module: str) -> str:
     """The row of the layer table that a module belongs to."""
-    return ".".join(module.split(".")[:2])
+    return module if module in LAYERS else ".".join(module.split(".")[:2])
 
 
 @cache

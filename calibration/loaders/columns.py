@@ -19,6 +19,7 @@ def load_columns(
     split: str | None = None,
     samples: int | None = None,
     seed: int = 0,
+    others: bool = False,
 ) -> Samples:
     """Load chats from a table.
 
@@ -31,6 +32,7 @@ def load_columns(
         split: a part of that.
         samples: how many rows to draw; None takes all.
         seed: of the draw.
+        others: draw as many that are not drawn without this, to compare on.
 
     Raises:
         ValueError: there is no such data set or column, or a role that is not one.
@@ -47,7 +49,7 @@ def load_columns(
     def read(row: int) -> Chat:
         return _chat(table[row], found)
 
-    return Samples(source, draw(len(table), samples, seed), read)
+    return Samples(source, draw(len(table), samples, seed, others=others), read)
 
 
 def _chat(row: Mapping[str, Any], columns: Mapping[str, str]) -> Chat:

@@ -11,7 +11,9 @@ FILES = ("image", "video", "audio", "path", "url")
 """The keys under which a part of a message names a file."""
 
 
-def load_messages(path: Path, *, samples: int | None = None, seed: int = 0) -> Samples:
+def load_messages(
+    path: Path, *, samples: int | None = None, seed: int = 0, others: bool = False
+) -> Samples:
     """Load chats from a JSONL file.
 
     Each line is ``{"messages": [...]}`` as ``apply_chat_template`` takes them, the last one the
@@ -21,6 +23,7 @@ def load_messages(path: Path, *, samples: int | None = None, seed: int = 0) -> S
         path: of the file.
         samples: how many lines to draw; None takes all.
         seed: of the draw.
+        others: draw as many that are not drawn without this, to compare on.
 
     Raises:
         ValueError: there is no such file, a line is not such an object, or names a file that is
@@ -36,7 +39,7 @@ def load_messages(path: Path, *, samples: int | None = None, seed: int = 0) -> S
     def read(number: int) -> Chat:
         return _chat(path, numbered[number])
 
-    chosen = [numbers[place] for place in draw(len(numbers), samples, seed)]
+    chosen = [numbers[place] for place in draw(len(numbers), samples, seed, others=others)]
     loaded = Samples(str(path), chosen, read, unit="line")
     for place in range(len(loaded)):
         loaded[place]

@@ -44,6 +44,7 @@ def load_published(
     split: str | None = None,
     samples: int | None = None,
     seed: int = 0,
+    others: bool = False,
 ) -> Samples:
     """Load chats from a published data set.
 
@@ -53,13 +54,14 @@ def load_published(
         split: the part to take; None: the usual one.
         samples: how many rows to draw; None takes all.
         seed: of the draw.
+        others: draw as many that are not drawn without this, to compare on.
 
     Raises:
         ValueError: it cannot be loaded, or is laid out differently; says how.
     """
     published = PUBLISHED[name]
     total, read = published.open(source or published.source, split or published.split)
-    return Samples(source or published.source, draw(total, samples, seed), read)
+    return Samples(source or published.source, draw(total, samples, seed, others=others), read)
 
 
 def _open_gqa(source: str, split: str) -> tuple[int, Reader]:

@@ -64,14 +64,32 @@ class Samples(Sequence[Chat]):
         return (self[place] for place in range(len(self)))
 
 
-def draw(total: int, wanted: int | None, seed: int) -> list[int]:
+def draw(total: int, wanted: int | None, seed: int, *, others: bool = False) -> list[int]:
     """Draw so many of the numbers below ``total``, ascending; all of them where that is too many.
 
     The draw depends on nothing but the arguments, so that every process draws the same.
+
+    Args:
+        total: how many rows there are.
+        wanted: how many of them to draw.
+        seed: of the draw.
+        others: draw as many again, none of which is drawn without this.
+
+    Raises:
+        ValueError: there are none left to draw.
     """
+    shuffled = list(range(total))
     if wanted is None or wanted >= total:
-        return list(range(total))
-    return sorted(random.Random(seed).sample(range(total), wanted))
+        chosen, left = shuffled, []
+    else:
+        random.Random(seed).shuffle(shuffled)
+        chosen, left = shuffled[:wanted], shuffled[wanted : 2 * wanted]
+    if others and not left:
+        raise ValueError(
+            f"all {total} rows are calibrated on, so none are left to compare on: calibrate on "
+            f"fewer (--samples {max(1, total // 2)})"
+        )
+    return sorted(left if others else chosen)
 
 
 def user_and_answer(
