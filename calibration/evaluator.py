@@ -113,6 +113,11 @@ class Evaluator:
         return self.ledger.passes
 
     @property
+    def own_places(self) -> list[int]:
+        """The places of the batches that this process runs."""
+        return sorted(place for half in HALVES for place in self._share(half))
+
+    @property
     def is_attached(self) -> bool:
         """Whether the model is attached at the moment, to measure."""
         return self._undo is not None

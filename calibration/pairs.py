@@ -14,9 +14,9 @@ from modes_fx.kernels.reference import routing_share
 from modes_fx.policy import SkipPolicy
 from modes_fx.vocabulary import CALIBRATED, ModalityName
 
-PairHook = Callable[[str, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
-"""Called in front of each layer's experts with (layer path, codes ``[T]``, index ``[T, K]``, weight
-``[T, K]``); may return another (index, weight) in place of the router's."""
+PairHook = Callable[[str, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+"""Called in front of each layer's experts with (layer path, codes ``[T]``, x ``[T, H]``, index
+``[T, K]``, weight ``[T, K]``); may return another (index, weight) in place of the router's."""
 
 Shares = dict[str, dict[ModalityName, Tensor]]
 """Routing shares by layer path and modality, float32 ``[pairs]``."""
@@ -52,7 +52,7 @@ def hooked_pairs(
                 f"{len(codes)} tokens of the call, but with tensors of shapes {shapes} after x"
             )
         index, weight, *rest = args[1:]
-        changed = hook(path, codes.to(index.device), index, weight)
+        changed = hook(path, codes.to(index.device), args[0], index, weight)
         return None if changed is None else (args[0], *changed, *rest)
 
     with ExitStack() as hooks:
@@ -81,7 +81,7 @@ def recorded_shares(model: PreTrainedModel, policy: SkipPolicy, every: int = 1) 
     parts: dict[str, dict[ModalityName, list[Tensor]]] = {}
     shares: Shares = {}
 
-    def collect(path: str, codes: Tensor, index: Tensor, weight: Tensor) -> None:
+    def collect(path: str, codes: Tensor, x: Tensor, index: Tensor, weight: Tensor) -> None:
         share = routing_share(weight[::every], policy.share_for(weight.shape[1])).cpu()
         of_layer = parts.setdefault(path, {name: [] for name in CALIBRATED})
         for name, code in CALIBRATED.items():

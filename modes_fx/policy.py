@@ -98,7 +98,7 @@ class SkipPolicy(BaseModel):
                 f"{SCHEMA_VERSION}: upgrade modes-fx"
             )
         if isinstance(means := options.get("means"), Means):
-            options.setdefault("means_sha256", means.sha256)
+            options["means_sha256"] = options.get("means_sha256") or means.sha256
         try:
             super().__init__(alpha=alpha, tau=tau, **options)
         except ValidationError as error:
