@@ -1,4 +1,4 @@
-"""``python -m modes_fx.calibration``: ``modes-fx calibrate``, as ``accelerate launch -m`` runs it."""
+"""``python -m modes_fx.calibration``: ``modes-fx calibrate``, for ``accelerate launch -m``."""
 
 import sys
 

@@ -162,7 +162,8 @@ class _Search:
 
     def _bounds(self, column: int) -> tuple[int, int]:
         """Between which steps the frontier crosses a column: not below the first, not above the
-        second; size where it may not cross it at all."""
+        second; size where it may not cross it at all.
+        """
         low, high = 0, self._grid.size
         for (i, j), point in self._grid.points.items():
             surely = self._skip_slack if i != column else 0.0
@@ -218,7 +219,11 @@ class _Search:
         """The step at which the frontier should cross a column."""
         low, high = self._bounds(column)
         guess = next(
-            (j for j in range(low, min(high, self._last) + 1) if self._ratio((column, j)) >= self._target),
+            (
+                j
+                for j in range(low, min(high, self._last) + 1)
+                if self._ratio((column, j)) >= self._target
+            ),
             min(high, self._last),
         )
         return max(guess, low)

@@ -1,13 +1,14 @@
 """calibrate: from a model and samples to a policy, the method's constants with their provenance."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from modes_fx.attach import find_expert_modules, is_attached
@@ -16,11 +17,9 @@ from modes_fx.calibration.cost import Cost, expected_passes
 from modes_fx.calibration.data import (
     Batch,
     calibrated_modalities,
-    count_tokens,
-    token_codes,
 )
-from modes_fx.calibration.encode import Chat, encode_chats
-from modes_fx.calibration.evaluator import Evaluator, keep_all_policy
+from modes_fx.calibration.encode import Chat
+from modes_fx.calibration.evaluator import keep_all_policy
 from modes_fx.calibration.means import Sizes
 from modes_fx.calibration.options import CalibrationOptions
 from modes_fx.calibration.pairs import Shares
@@ -28,6 +27,7 @@ from modes_fx.calibration.plane import UnreachableTargetError
 from modes_fx.calibration.prefix import find_stack
 from modes_fx.calibration.progress import Stage, shown_progress
 from modes_fx.calibration.reference import Reference
+from modes_fx.calibration.session import Session, as_batches, open_session
 from modes_fx.calibration.survey import Survey, joined_shares, number_of_experts
 from modes_fx.calibration.tuning import Tuned, Tuner, with_constants
 from modes_fx.fingerprint import config_hash
@@ -54,6 +54,7 @@ class Calibration:
         shares: the full model's routing shares on some of their tokens.
         sizes: (E, H) of the experts of each layer.
         cost: what it took, beside what the published procedures take.
+        draft: the policy before anything was measured, which keeps all.
     """
 
     policy: SkipPolicy
@@ -63,6 +64,7 @@ class Calibration:
     shares: Shares
     sizes: Sizes
     cost: Cost
+    draft: SkipPolicy
 
 
 def calibrate(
@@ -73,6 +75,7 @@ def calibrate(
     *,
     options: CalibrationOptions | None = None,
     progress: bool = True,
+    folder: str | os.PathLike[str] | None = None,
 ) -> SkipPolicy:
     """Find the constants that skip given parts of the experts' work at the least change of answers.
 
@@ -83,6 +86,8 @@ def calibrate(
         targets: skip ratios to find thresholds for.
         options: how; by default :class:`CalibrationOptions`.
         progress: whether to show a summary and progress bars on standard error.
+        folder: where measurements are kept at once, so that the same call, made again after it was
+            stopped, goes on from there.
 
     Returns:
         A policy for ``modes_fx.attach``, to be saved with ``policy.save_pretrained``.
@@ -90,10 +95,12 @@ def calibrate(
     Raises:
         UnreachableTargetError: a target is higher than what can be skipped in the data.
         MatchError: an MoE layer of the model cannot be rewritten.
+        JournalError: the folder is of another calibration (says in what it differs), or cannot be
+            written.
         ValueError: the model has no MoE layer or is attached, or the data is of no use; says why.
     """
     return run_calibration(
-        model, processor, data, targets, options=options, progress=progress
+        model, processor, data, targets, options=options, progress=progress, folder=folder
     ).policy
 
 
@@ -105,27 +112,25 @@ def run_calibration(
     *,
     options: CalibrationOptions | None = None,
     progress: bool = True,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Calibration:
     """Do what :func:`calibrate` does and return also how the policy was found."""
     options = options or CalibrationOptions()
     ordered = _check_targets(targets)
     _check_model(model)
-    batches = _as_batches(processor, data, options)
+    batches = as_batches(processor, data, options.batch_size)
     draft = _draft_policy(model, processor, options)
-    codes = (token_codes(model, batch.inputs, draft.special_token_ids) for batch in batches)
-    tokens = count_tokens(codes)
-    _check_reachable(ordered[-1], tokens)
-    summary = _summary(model, batches, tokens, options, len(ordered))
-    with (
-        shown_progress(summary, show=progress) as stage,
-        Evaluator(model, Reference(batches), draft, compiler=options.compiler) as evaluator,
-    ):
-        return find_policy(evaluator, tokens, ordered, options, stage)
+    kept = None if folder is None else Path(folder)
+    with open_session(model, batches, draft, folder=kept, compiler=options.compiler) as session:
+        _check_reachable(ordered[-1], session.tokens)
+        summary = _summary(session, options, len(ordered))
+        show = progress and session.evaluator.processes.is_main
+        with shown_progress(summary, show=show) as stage:
+            return find_policy(session, ordered, options, stage)
 
 
 def find_policy(
-    evaluator: Evaluator,
-    tokens: Mapping[Modality, int],
+    session: Session,
     targets: Sequence[float],
     options: CalibrationOptions,
     stage: Stage,
@@ -133,33 +138,34 @@ def find_policy(
     """Do all that needs the model.
 
     Args:
-        evaluator: inside its ``with`` block; its policy is the draft of the one to be found.
-        tokens: how many of each code the samples hold.
+        session: open; its evaluator's policy is the draft of the one to be found.
         targets: skip ratios, ascending.
         options: how.
         stage: shows progress.
     """
+    evaluator, tokens = session.evaluator, session.tokens
     modalities = calibrated_modalities(tokens)
     every = math.ceil(sum(tokens.values()) / RECORDED_TOKENS)
     survey = Survey(evaluator, every, find_stack(evaluator.model, evaluator.layers))
     shares, sizes = _first_pass(survey)
-    alpha_options = AlphaOptions(
-        options.alpha_mode, options.alpha_distance, options.alpha_returned
-    )
+    alpha_options = AlphaOptions(options.alpha_mode, options.alpha_distance, options.alpha_returned)
     alpha = measure_alpha(survey, modalities, alpha_options, on_progress=stage("alpha"))
     for_alpha = evaluator.ledger.layer_forwards
     draft = evaluator.policy.model_copy(update={"alpha": normalise_alpha(alpha)})
     tuner = Tuner(evaluator, draft, shares, sizes, modalities, options)
     tuned = tuner.tune(targets, stage("tau"))
     cost = Cost.of(evaluator, for_alpha, tuned, len(modalities), options)
-    provenance = _provenance(evaluator.reference, tokens, tuned, options)
+    provenance = _provenance(session, tuned, options)
     policy = _policy(draft, tuned, provenance)
-    return Calibration(policy, alpha, tuned, evaluator.reference, shares, sizes, cost)
+    return Calibration(
+        policy, alpha, tuned, evaluator.reference, shares, sizes, cost, evaluator.policy
+    )
 
 
 def _first_pass(survey: Survey) -> tuple[Shares, Sizes]:
     """Return the shares of all chunks, and the experts' (E, H) by layer."""
-    parts, hidden = [], {}
+    parts: list[Shares] = []
+    hidden: dict[str, int] = {}
     for chunk in survey.chunks:
         shares, sizes = survey.shares(chunk)
         parts.append(shares)
@@ -184,15 +190,6 @@ def _check_model(model: PreTrainedModel) -> None:
             f"{type(model).__name__} has no MoE layer to calibrate: no module owns two or more "
             "stacked expert weights of shape [E, ., .]"
         )
-
-
-def _as_batches(
-    processor: Any, data: Sequence[Chat] | Sequence[Batch], options: CalibrationOptions
-) -> list[Batch]:
-    batches = [item for item in data if isinstance(item, Batch)]
-    if batches and len(batches) == len(data):
-        return batches
-    return encode_chats(processor, data, options.batch_size)  # type: ignore[arg-type]
 
 
 def _draft_policy(
@@ -229,29 +226,29 @@ def _check_reachable(target: float, tokens: Mapping[Modality, int]) -> None:
 
 
 def _summary(
-    model: PreTrainedModel,
-    batches: Sequence[Batch],
-    tokens: Mapping[Modality, int],
+    session: Session,
     options: CalibrationOptions,
     targets: int,
 ) -> str:
-    layers = find_expert_modules(model)
+    tokens, reference = session.tokens, session.evaluator.reference
+    layers = find_expert_modules(session.evaluator.model)
     experts = {number_of_experts(layer) for layer in layers.values()}
     shown = [m for m in Modality if m is not Modality.PADDING and tokens[m]]
     counted = ", ".join(f"{tokens[m]:,} {m.label}" for m in shown)
     modalities = sum(tokens[m] > 0 for m in CALIBRATED.values())
     groups = modalities if options.alpha_mode == "per_modality" else 1
+    left = f"; {session.resumed} measurements of an earlier run are in the journal"
+    resumed = left if session.resumed else ""
     return (
         f"Calibrating {len(layers)} MoE layers of {'/'.join(map(str, sorted(experts)))} experts on "
-        f"{sum(len(batch.samples) for batch in batches)} samples ({counted} tokens): 1 pass over "
+        f"{reference.samples} samples ({counted} tokens): 1 pass over "
         f"them with the full model, about {math.ceil(groups * (len(layers) + 1) / 2)} for alpha, "
-        f"about {expected_passes(options, len(layers), modalities, targets)} for tau"
+        f"about {expected_passes(options, len(layers), modalities, targets)} for tau{resumed}"
     )
 
 
 def _provenance(
-    reference: Reference,
-    tokens: Mapping[Modality, int],
+    session: Session,
     tuned: Tuned,
     options: CalibrationOptions,
 ) -> Provenance:
@@ -265,18 +262,20 @@ def _provenance(
     }
     return Provenance(
         data=options.data_name,
-        samples=reference.samples,
-        tokens={name: tokens[modality] for name, modality in CALIBRATED.items()},
+        samples=session.evaluator.reference.samples,
+        tokens={name: session.tokens[modality] for name, modality in CALIBRATED.items()},
         seed=options.seed,
         versions={name: version(name) for name in ("modes-fx", "torch", "transformers")},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=session.created,
         reached={target_key(target): entry for target, entry in reached.items()},
     )
 
 
 def _policy(draft: SkipPolicy, tuned: Tuned, provenance: Provenance) -> SkipPolicy:
     found = {target: chosen.means for target, chosen in tuned.chosen.items()}
-    tables = {target: means for target, means in found.items() if means is not None}
+    tables: dict[float | str, Mapping[str, Tensor]] = {
+        target: means for target, means in found.items() if means is not None
+    }
     fields = {
         **draft.model_dump(exclude={"provenance"}),
         **with_constants(draft, tuned),

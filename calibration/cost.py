@@ -65,9 +65,7 @@ class Cost:
         )
 
 
-def expected_passes(
-    options: CalibrationOptions, layers: int, modalities: int, targets: int
-) -> int:
+def expected_passes(options: CalibrationOptions, layers: int, modalities: int, targets: int) -> int:
     """Return about how many passes the steps after alpha take."""
     searched = {
         "places": 16 if modalities > 1 else 4,

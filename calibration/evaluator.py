@@ -67,6 +67,7 @@ class Evaluator:
 
     Attributes:
         model: the model; unchanged again after the block.
+        layers: the paths of its modules that own experts.
         reference: the samples, and what the full model says to them.
         policy: what says how pairs are compared with thresholds (share, special tokens).
         processes: those that measure together.
@@ -94,6 +95,7 @@ class Evaluator:
             processes: by default this one and those that ``accelerate launch`` started with it.
         """
         self.model = model
+        self.layers = list(find_expert_modules(model))
         self.reference = reference
         self.policy = policy or keep_all_policy(model)
         self.processes = processes or Processes()
@@ -103,19 +105,9 @@ class Evaluator:
         self._undo: ExitStack | None = None
 
     @property
-    def layers(self) -> list[str]:
-        """The paths of the modules that own experts."""
-        return list(find_expert_modules(self.model))
-
-    @property
     def passes(self) -> float:
         """How often the samples went through the model so far, journalled measurements included."""
         return self.ledger.passes
-
-    @property
-    def own_places(self) -> list[int]:
-        """The places of the batches that this process runs."""
-        return sorted(place for half in HALVES for place in self._share(half))
 
     @property
     def is_attached(self) -> bool:

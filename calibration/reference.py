@@ -144,7 +144,7 @@ def places_of(layout: Layout, part: Part) -> list[int]:
 def own_places(layout: Layout, processes: Processes, part: Part = "all") -> list[int]:
     """Return the places of the batches of a part that this process runs."""
     if part == "all":
-        return [place for half in HALVES for place in own_places(layout, processes, half)]
+        return sorted(p for half in HALVES for p in own_places(layout, processes, half))
     places = places_of(layout, part)
     return [places[k] for k in processes.share_of(len(places))]
 

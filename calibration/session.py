@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Session:
 
     evaluator: Evaluator
     tokens: dict[Modality, int]
-    created: str | None
+    created: str
     resumed: int
 
 
@@ -71,7 +72,8 @@ def open_session(
     reference = Reference(batches)
     own = own_places(reference.layout, processes)
     tokens, data = _survey(model, reference, own, policy, processes)
-    journal, created, resumed, logits = None, None, 0, None
+    journal, resumed, logits = None, 0, None
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     if folder is not None:
         identity = fingerprint(model, policy, data, reference.samples, compiler)
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()

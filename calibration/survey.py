@@ -155,9 +155,7 @@ def _flat(seen: Seen) -> dict[str, Tensor]:
     return {**shares, **{f"size//{path}": torch.tensor(h) for path, h in seen.sizes.items()}}
 
 
-def _unflat(
-    tensors: Mapping[str, Tensor], chunk: Sequence[int]
-) -> tuple[Shares, dict[str, int]]:
+def _unflat(tensors: Mapping[str, Tensor], chunk: Sequence[int]) -> tuple[Shares, dict[str, int]]:
     sizes = {
         key.removeprefix("size//"): int(value)
         for key, value in tensors.items()

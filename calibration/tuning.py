@@ -273,9 +273,7 @@ class Tuner:
         plane = self._plane(exponent, with_extras)
         again = settle(plane, target, found.place, tolerance)
         thetas = thetas_of(self._policy(exponent), again.tau)
-        return Chosen(
-            target, again.tau, thetas, False, means, again.measurement, found.measurement
-        )
+        return Chosen(target, again.tau, thetas, False, means, again.measurement, found.measurement)
 
     def _extras(self, extras: tuple[float, float], means: Mapping[str, Tensor] | None) -> Extras:
         exponent, strength = extras
@@ -319,4 +317,3 @@ def _layer_tau(
 
 def _extras_in_words(extras: tuple[float, float]) -> str:
     return f"renormalisation {extras[0]:g}, means {extras[1]:g}"
-

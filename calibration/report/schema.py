@@ -96,7 +96,7 @@ class Choice(Section):
     chosen: str
 
 
-class Compared(Section):
+class ComparedRow(Section):
     """One method at one target, on samples that chose nothing.
 
     Attributes:
@@ -129,7 +129,7 @@ class Comparison(Section):
 
     samples: int
     accuracy: Ratio
-    rows: list[Compared]
+    rows: list[ComparedRow]
 
 
 class CalibrationReport(Section):

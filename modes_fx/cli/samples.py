@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from modes_fx.bench import demo_model
 from modes_fx.calibration.encode import Chat
@@ -43,7 +44,7 @@ class NamedData:
         Raises:
             ValueError: there are no such samples; says what to name instead.
         """
-        draw = {"samples": self.samples, "seed": self.seed, "others": others}
+        draw: dict[str, Any] = {"samples": self.samples, "seed": self.seed, "others": others}
         kind, _, source = self.name.partition(":")
         if self.name == DEMO:
             return _demo(self.samples, self.seed, others)
@@ -67,7 +68,7 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
 
 
 def _demo(samples: int, seed: int, others: bool) -> list[Chat]:
-    """The demo model's questions: about training digits to calibrate on, about others to compare."""
+    """Questions about training digits to calibrate on, and about held-out ones to compare on."""
     if others:
         kinds = len(demo_model.IMAGE_KINDS) + len(demo_model.TEXT_KINDS)
         questions = demo_model.heldout_questions(max(1, samples // kinds), seed)
