@@ -1,4 +1,4 @@
-"""What a policy is compared with: each method's rule, with one knob to skip as much as asked for."""
+"""What a policy is compared with: each method's rule, with a knob to skip as much as asked for."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,8 +87,8 @@ def baselines(
         top_k: K.
     """
     same = [
-        _one_threshold(ONE_THRESHOLD, _without_alpha(draft), shares, modalities),
-        _one_threshold(
+        one_threshold(ONE_THRESHOLD, without_alpha(draft), shares, modalities),
+        one_threshold(
             ALPHA_ONE_THRESHOLD,
             draft.model_copy(update={"alpha_exponent": 1.0}),
             shares,
@@ -97,7 +97,7 @@ def baselines(
         *_selections(evaluator, shares, top_k),
     ]
     fitted = {
-        TWO_THRESHOLDS: _places(evaluator, _without_alpha(draft), shares, modalities, targets),
+        TWO_THRESHOLDS: _places(evaluator, without_alpha(draft), shares, modalities, targets),
         MODES: _places(
             evaluator,
             draft.model_copy(update={"alpha_exponent": 1.0}),
@@ -129,10 +129,17 @@ def through(name: str, plane: Plane, place: Place, note: str = "") -> Baseline:
     return Baseline(name, measure, guess=lambda ratio: 0.5, note=note)
 
 
-def _one_threshold(
+def one_threshold(
     name: str, policy: SkipPolicy, shares: Shares, modalities: Sequence[ModalityName]
 ) -> Baseline:
-    """One tau for all modalities; alpha, if any, tells layers and modalities apart."""
+    """Return the method with one tau for all modalities; alpha tells layers and modalities apart.
+
+    Args:
+        name: what it is called.
+        policy: holds alpha and its exponent.
+        shares: the full model's.
+        modalities: those to skip in.
+    """
 
     def scale(path: str, modality: ModalityName) -> float:
         return policy.alpha[path][modality] ** policy.alpha_exponent
@@ -189,9 +196,9 @@ def _selections(evaluator: Evaluator, shares: Shares, top_k: int) -> list[Baseli
     similar = expert_similarity(evaluator)
 
     def diep(e: Evaluator, level: float) -> Measurement:
-        # Likeness is far below 1, so that parts of the largest weight above 1 are needed.
-        scaled = {path: ratio / max(1 - level, 1e-6) for path, ratio in layers(level).items()}
-        return measure_selection(e, RelativeRule(scaled, similarity=similar))
+        # Likeness is about a half, so that twice the quantile skips as much.
+        doubled = {path: 2 * ratio for path, ratio in layers(level).items()}
+        return measure_selection(e, RelativeRule(doubled, similarity=similar))
 
     part = top_k / max(top_k - 1, 1)
 
@@ -208,8 +215,8 @@ def _selections(evaluator: Evaluator, shares: Shares, top_k: int) -> list[Baseli
             naee,
             guess,
             True,
-            "ratios to the first expert at one quantile of each layer, the median as published, for "
-            f"any K; {first_kept}",
+            "ratios to the first expert at one quantile of each layer, the median as published, "
+            f"for any K; {first_kept}",
         ),
         Baseline(
             MC_MOE,
@@ -224,8 +231,8 @@ def _selections(evaluator: Evaluator, shares: Shares, top_k: int) -> list[Baseli
             diep,
             guess,
             True,
-            "NAEE's ratio times the likeness of the two experts; the learned pruning is left out, "
-            "likeness is the cosine of weights",
+            "NAEE's ratio times the likeness of the two experts, here of their weights; the "
+            "pruning, which is learned, is left out",
         ),
     ]
 
@@ -237,7 +244,7 @@ def _relative(share: Tensor, top_k: int) -> Tensor:
     return (ordered[:, 1:] / ordered[:, :1].clamp(min=1e-300)).flatten()
 
 
-def _without_alpha(draft: SkipPolicy) -> SkipPolicy:
-    """A policy whose thresholds are tau itself in every layer."""
+def without_alpha(draft: SkipPolicy) -> SkipPolicy:
+    """Return a policy whose thresholds are tau itself in every layer."""
     alpha = {path: dict.fromkeys(constants, 1.0) for path, constants in draft.alpha.items()}
     return draft.model_copy(update={"alpha": alpha, "alpha_exponent": 1.0})

@@ -161,8 +161,9 @@ class _Search:
         return cell, kl
 
     def _bounds(self, column: int) -> tuple[int, int]:
-        """Between which steps the frontier crosses a column: not below the first, not above the
-        second; size where it may not cross it at all.
+        """Return the least and the highest step at which the frontier may cross a column.
+
+        The second is the grid's size where it may not cross it at all.
         """
         low, high = 0, self._grid.size
         for (i, j), point in self._grid.points.items():
@@ -218,14 +219,9 @@ class _Search:
     def _guess(self, column: int) -> int:
         """The step at which the frontier should cross a column."""
         low, high = self._bounds(column)
-        guess = next(
-            (
-                j
-                for j in range(low, min(high, self._last) + 1)
-                if self._ratio((column, j)) >= self._target
-            ),
-            min(high, self._last),
-        )
+        highest = min(high, self._last)
+        steps = (j for j in range(low, highest + 1) if self._ratio((column, j)) >= self._target)
+        guess = next(steps, highest)
         return max(guess, low)
 
     def _ratio(self, cell: Cell) -> float:

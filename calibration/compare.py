@@ -53,7 +53,7 @@ def compare(
     others: Mapping[float, Sequence[Baseline]],
     on_progress: Progress = no_progress,
 ) -> list[Row]:
-    """Measure a policy and other methods at the skip ratio that the policy reaches on these samples.
+    """Measure a policy, and other methods at the skip ratio that it reaches on these samples.
 
     Args:
         evaluator: of samples that were not calibrated on.

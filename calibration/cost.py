@@ -12,7 +12,7 @@ PUBLISHED_GRID = 100
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts: a pass takes all samples through the model, a layer-forward one through one MoE layer.
+    """Counts: a pass takes all samples through the model, a layer-forward one through a layer.
 
     Attributes:
         alpha_layer_forwards: of the first pass and of alpha, a sample.

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modes_fx.attach import find_expert_modules
@@ -24,7 +24,10 @@ Shares = dict[str, dict[ModalityName, Tensor]]
 
 @contextmanager
 def hooked_pairs(
-    model: PreTrainedModel, hook: PairHook, special_token_ids: Iterable[int] = ()
+    model: PreTrainedModel,
+    hook: PairHook,
+    special_token_ids: Iterable[int] = (),
+    layers: Mapping[str, nn.Module] | None = None,
 ) -> Iterator[None]:
     """Call a hook in front of every layer's experts, in calls that name their arguments.
 
@@ -32,6 +35,7 @@ def hooked_pairs(
         model: a transformers model whose experts modules take (x ``[T, H]``, index, weight).
         hook: see :data:`PairHook`.
         special_token_ids: tokens whose code is OTHER.
+        layers: the modules that own experts, by path; looked for if not given.
 
     Raises:
         ValueError: in a call, where experts take something else or see a part of the tokens.
@@ -58,7 +62,7 @@ def hooked_pairs(
     with ExitStack() as hooks:
         handle = model.register_forward_pre_hook(begin_call, with_kwargs=True)
         hooks.callback(handle.remove)
-        for path, layer in find_expert_modules(model).items():
+        for path, layer in (layers or find_expert_modules(model)).items():
             handle = layer.register_forward_pre_hook(
                 lambda _, args, path=path: before_experts(path, args)
             )

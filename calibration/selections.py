@@ -166,7 +166,7 @@ def measure_selection(evaluator: Evaluator, selection: Selection, *, seed: int =
                     kept_weight = kept_weight * scale.masked_fill(kept_sum == 0, 0)
                 return index, kept_weight
 
-            with hooked_pairs(model, select):
+            with hooked_pairs(model, select, layers=layers):
                 logits = answer_logits(model, batch)
             return Outcome(logits, counts, layers=len(layers))
 
@@ -179,7 +179,13 @@ def measure_selection(evaluator: Evaluator, selection: Selection, *, seed: int =
 
 
 def expert_similarity(evaluator: Evaluator) -> dict[str, list[list[float]]]:
-    """Return the cosine of the weights of every two experts, by layer path, clamped at 0."""
+    """Return how much every two experts are alike, by layer path: 1 same weights, 0 opposite ones.
+
+    Halfway between the cosine of their weights and 1.
+
+    Raises:
+        ValueError: the experts' weights are not stacked.
+    """
     found = {}
     for path, layer in find_expert_modules(evaluator.model).items():
         stacks = [p.detach().float().flatten(1) for p in layer.parameters() if p.dim() == 3]
@@ -187,7 +193,7 @@ def expert_similarity(evaluator: Evaluator) -> dict[str, list[list[float]]]:
             raise ValueError(f"the weights of the experts of {path} are not stacked")
         flat = torch.cat(stacks, dim=1)
         flat = flat / flat.norm(dim=1, keepdim=True)
-        found[path] = (flat @ flat.T).clamp(min=0).cpu().tolist()
+        found[path] = ((1 + flat @ flat.T) / 2).cpu().tolist()
     return found
 
 

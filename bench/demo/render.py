@@ -51,7 +51,7 @@ def _interval(interval: Interval) -> str:
 
 
 def _difference(result: Result) -> str:
-    if result.ahead_of_modes is None or result.ahead_of_modes_interval is None:
+    if result.ahead_of_default is None or result.ahead_of_default_interval is None:
         return ""
-    lower, upper = result.ahead_of_modes_interval
-    return f"{100 * result.ahead_of_modes:+.1f} ({100 * lower:+.1f} to {100 * upper:+.1f})"
+    lower, upper = result.ahead_of_default_interval
+    return f"{100 * result.ahead_of_default:+.1f} ({100 * lower:+.1f} to {100 * upper:+.1f})"
