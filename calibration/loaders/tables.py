@@ -25,7 +25,7 @@ def open_table(source: str, config: str | None, split: str | None) -> Any:
         ) from None
     if Path(source).exists():
         files = _parquet_files(Path(source), config, split)
-        return datasets.load_dataset("parquet", data_files={"all": files}, split="all")
+        return datasets.load_dataset("parquet", data_files={"train": files}, split="train")
     try:
         loaded = datasets.load_dataset(source, config, split=split)
     except (OSError, ValueError, RuntimeError) as error:

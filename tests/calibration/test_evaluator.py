@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from modes_fx import MatchError, SkipPolicy, pair_counts
 from modes_fx.attach import find_expert_modules, is_attached
 from modes_fx.calibration import Evaluator, Reference, Request
-from modes_fx.calibration.alpha import removed_theta
 from modes_fx.calibration.data import count_tokens, token_codes
+from modes_fx.calibration.removals import removed_theta
 from modes_fx.hooks import keep_all_theta
 from modes_fx.vocabulary import Modality
 
