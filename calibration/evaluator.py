@@ -26,6 +26,7 @@ from modes_fx.calibration.data import Batch
 from modes_fx.calibration.journal import Journal
 from modes_fx.calibration.ledger import Ledger
 from modes_fx.calibration.measurement import Measurement, combine
+from modes_fx.calibration.placement import without_transfers
 from modes_fx.calibration.processes import Processes
 from modes_fx.calibration.reference import Reference, answer_logits, own_places, places_of
 from modes_fx.calibration.request import HALVES, Part, Request
@@ -327,6 +328,8 @@ class Evaluator:
         with ExitStack() as undo:
             own = (self.reference.batches[place] for place in self.own_places)
             most = max((batch.answer_mask.numel() for batch in own), default=1)
+            around = {path.rpartition(".")[0] for path in self.layers}
+            undo.enter_context(without_transfers([self.model.get_submodule(p) for p in around]))
             attach(self.model, self.policy, count_pairs=True, max_tokens=most)
             undo.callback(detach, self.model)
             options = {"compiler": self._compiler, "strict": True}

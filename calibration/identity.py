@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modes_fx.calibration.data import Batch
+from modes_fx.calibration.placement import input_device
 from modes_fx.fingerprint import config_hash
 from modes_fx.policy import SkipPolicy
 
@@ -18,7 +19,12 @@ PROBES = 64
 
 
 def fingerprint(
-    model: PreTrainedModel, policy: SkipPolicy, data: str, samples: int, compiler: str
+    model: PreTrainedModel,
+    policy: SkipPolicy,
+    data: str,
+    samples: int,
+    batches: int,
+    compiler: str,
 ) -> dict[str, Any]:
     """Return what decides the measurements, by field.
 
@@ -27,6 +33,7 @@ def fingerprint(
         policy: says how pairs are compared with thresholds.
         data: the digest of the samples in their batches, in order.
         samples: how many there are.
+        batches: likewise.
         compiler: see ``modes_fx.backend.BackendOptions``.
     """
     return {
@@ -36,6 +43,7 @@ def fingerprint(
         "device": input_device(model).type,
         "data": data,
         "samples": samples,
+        "batches": batches,
         "share": policy.share,
         "special_token_ids": list(policy.special_token_ids),
         "compiler": compiler,
@@ -63,13 +71,6 @@ def batch_digest(batch: Batch) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
-
-
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Return where a model takes its inputs: its own device, or the first one of a device map."""
-    hook = getattr(model, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return model.device if device is None else torch.device(device)
 
 
 def _bytes(tensor: Tensor) -> bytes:

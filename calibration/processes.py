@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -12,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Processes:
-    """The processes that ``accelerate launch`` started, or this one alone.
+    """The processes that ``accelerate launch`` or ``torchrun`` started, or this one alone.
 
     Attributes:
         index: of this process, from 0.
@@ -22,7 +23,9 @@ class Processes:
     def __init__(self) -> None:
         """Join the others, if there are any."""
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        state = PartialState() if launched or torch.distributed.is_initialized() else None
+        together = launched or torch.distributed.is_initialized()
+        state = PartialState(cpu=not torch.accelerator.is_available()) if together else None
+        self._state = state
         self.index: int = state.process_index if state else 0
         self.count: int = state.num_processes if state else 1
 
@@ -30,6 +33,12 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this is the one that writes files and shows progress."""
         return self.index == 0
+
+    def close(self) -> None:
+        """Part from the others, once all have come here: nothing can be shared afterwards."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+            self._state.destroy_process_group()
 
     def share_of(self, places: int) -> range:
         """Return which of so many places are this process's share: every ``count``-th."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modes_fx.calibration.data import Batch
-from modes_fx.calibration.identity import input_device
 from modes_fx.calibration.measurement import Difference, combine_differences
+from modes_fx.calibration.placement import input_device
 from modes_fx.calibration.processes import Processes
 from modes_fx.calibration.request import HALVES, Part
 from modes_fx.calibration.store import TensorStore

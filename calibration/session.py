@@ -75,7 +75,9 @@ def open_session(
     journal, resumed, logits = None, 0, None
     created = datetime.now(UTC).isoformat(timespec="seconds")
     if folder is not None:
-        identity = fingerprint(model, policy, data, reference.samples, compiler)
+        identity = fingerprint(
+            model, policy, data, reference.samples, len(reference.layout), compiler
+        )
         digest = hashlib.sha256(repr(identity).encode()).hexdigest()
         logits = folder / JOURNAL_FOLDER / f"logits-{digest:.12}"
 

@@ -20,7 +20,7 @@ from tests.tiny import save_untrained_demo
 pytestmark = pytest.mark.filterwarnings("ignore:the calibration data has only")
 
 PAGE = (Path(__file__).parents[1] / "docs" / "calibrate.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^((?:modes-fx|accelerate launch) .*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^((?:modes-fx|accelerate launch|torchrun) .*)$", PAGE, re.MULTILINE)
 MESSAGES = re.findall(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -64,11 +64,15 @@ def test_a_command_runs(command, checkpoint, workplace) -> None:
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
     else:
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *words[1:]]
+        launchers = {
+            "accelerate": ["accelerate.commands.launch", "--cpu", *words[1:]],
+            "torchrun": ["torch.distributed.run", "--standalone", *words],
+        }
+        launch = [sys.executable, "-m", *launchers[program]]
         subprocess.run(launch, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=280)
     assert SkipPolicy.from_pretrained(workplace / "my-policy").targets
 
 
 def test_the_page_has_commands() -> None:
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
     assert MESSAGES

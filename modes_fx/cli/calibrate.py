@@ -122,6 +122,7 @@ def calibrate(
     report = calibrate_into(
         out, model, processor, chats, ratios, options=options, compare_on=others
     )
+    processes.close()
     if processes.is_main:
         if as_json:
             typer.echo(report.model_dump_json(indent=2))

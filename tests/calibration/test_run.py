@@ -107,9 +107,8 @@ def test_a_run_that_is_killed_again_and_again_gives_the_same_files(command, whol
 
 def test_two_processes_give_the_same_files_as_one(command, whole, tmp_path):
     begun_like(whole, tmp_path)
-    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    plain = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-    output = finish(start(command, tmp_path, (*launcher, *plain)))
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    output = finish(start(command, tmp_path, launcher))
     assert output.count("Calibrating 2 MoE layers of 32 experts on 11 samples") == 1
     assert results(tmp_path) == results(whole)
     report = CalibrationReport.model_validate_json((tmp_path / "report.json").read_text())
