@@ -37,7 +37,7 @@ def test_offloaded_experts_are_refused_and_left_as_they_are(block) -> None:
         AlignDevicesHook(
             execution_device="cpu",
             offload=True,
-            weights_map={name: value for name, value in block.experts.state_dict().items()},
+            weights_map=dict(block.experts.state_dict()),
         ),
     )
     with pytest.raises(ValueError, match="the experts are offloaded"), without_transfers([block]):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from modes_fx.bench.demo_model.questions import calibration_questions
 from modes_fx.calibration.report import CalibrationReport
 from tests.tiny import save_untrained_demo
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SAMPLES = 11
 KILLED_AFTER = (1, 12, 30)
@@ -143,3 +144,14 @@ def test_another_calibration_is_refused_by_what_differs(command, whole):
     assert "samples was 11, is 7" in output
     assert "special_token_ids was []" in output
     assert "Traceback" not in output
+
+
+def test_a_full_disk_at_the_end_loses_nothing(command, whole, tmp_path):
+    shutil.copytree(whole / "journal", tmp_path / "out" / "journal")
+    (tmp_path / "out" / "modes_policy.json").mkdir()
+    output = finish(start(command, tmp_path / "out"), code=2)
+    assert "the results cannot be written" in " ".join(output.split())
+    assert "run the same again, which measures nothing anew" in " ".join(output.split())
+    (tmp_path / "out" / "modes_policy.json").rmdir()
+    finish(start(command, tmp_path / "out"))
+    assert results(tmp_path / "out") == results(whole)

@@ -9,11 +9,13 @@ import torch
 from accelerate import dispatch_model
 
 from modes_fx.attach import find_expert_modules, is_attached
+from modes_fx.bench.demo_model import calibration_questions, load_model, question_messages
 from modes_fx.calibration import ChatBatches, Evaluator, JournalError, Request
 from modes_fx.calibration.evaluator import keep_all_policy
 from modes_fx.calibration.removals import removed_theta
 from modes_fx.calibration.session import as_batches, open_session
 from modes_fx.vocabulary import Modality
+from tests.tiny import save_untrained_demo
 
 
 def removal(model) -> Request:
@@ -140,3 +142,15 @@ def test_chats_are_laid_out_with_half_of_them_held_back() -> None:
 
 def test_batches_stay_as_they_are(batches) -> None:
     assert as_batches(None, batches, 2) == batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_batch_size_changes_nothing_but_rounding(tmp_path_factory, batch_size) -> None:
+    model, processor = load_model(folder=save_untrained_demo(tmp_path_factory.mktemp("model")))
+    questions = calibration_questions(9)
+    chats = [question_messages(question, with_answer=True) for question in questions]
+    found = [measured(model, as_batches(processor, chats, size))[1] for size in (9, batch_size)]
+    together, apart = (measurement.difference for measurement in found)
+    assert apart.tokens.tolist() == together.tokens.tolist()
+    torch.testing.assert_close(apart.kl_sums, together.kl_sums, rtol=1e-3, atol=1e-6)
+    assert found[1].skip_ratio_by_modality == found[0].skip_ratio_by_modality
