@@ -97,7 +97,7 @@ def calibrate(
 
     On several processes or nodes: accelerate launch -m modes_fx.calibration MODEL --data ...
 
-    Example: modes-fx calibrate demo --data demo --targets 0.5 0.75 --out my-policy
+    Example: modes-fx calibrate demo --data demo --special-tokens text --out my-policy
     """
     quiet_libraries()
     name, ratios = _sort_words(words, targets)

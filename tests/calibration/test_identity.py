@@ -37,7 +37,7 @@ def test_everything_in_a_batch_is_in_its_digest(batches) -> None:
     batch = batches[1]
     digests = {batch_digest(batch), batch_digest(replace(batch, held_back=True))}
     digests.add(batch_digest(replace(batch, samples=[*batch.samples[1:], batch.samples[0]])))
-    digests.add(batch_digest(replace(batch, answer_mask=batch.answer_mask.roll(1, 1))))
+    digests.add(batch_digest(replace(batch, answer_mask=batch.answer_mask.roll(-1, 1))))
     for name, value in batch.inputs.items():
         changed = {**batch.inputs, name: value.roll(1, -1)}
         if not torch.equal(changed[name], value):
