@@ -7,7 +7,7 @@ places that just reach a target form a falling line, the frontier, and the best 
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -161,24 +161,35 @@ def corrected(measurement: Measurement, target: float) -> float:
     return log_kl(measurement.kl) - KL_PER_SKIP * (measurement.skip_ratio - target)
 
 
-def agreed_gain(before: Measurement, after: Measurement, target: float) -> float:
+def agreed_gain(
+    before: Measurement, after: Measurement, target: float, held_back: Collection[int] = ()
+) -> float:
     """Return by how much corrected log KL falls, on the half of the samples where it falls less.
 
-    Which sample is of which half is drawn once for all, so that a step that helps by chance on one
-    half has to help on another as well.
+    A step that helps by chance on one half has to help on the other as well.
+
+    Args:
+        before: without the step.
+        after: with it.
+        target: the skip ratio.
+        held_back: the samples of one half; where they are none or all, halves are drawn.
     """
     skip = KL_PER_SKIP * (after.skip_ratio - before.skip_ratio)
     gains = [
-        log_kl(kl_of(before, half)) - log_kl(kl_of(after, half)) + skip for half in halves(before)
+        log_kl(kl_of(before, half)) - log_kl(kl_of(after, half)) + skip
+        for half in halves(before, held_back)
     ]
     return min(gains)
 
 
-def halves(measurement: Measurement) -> tuple[Tensor, Tensor]:
-    """Return the two halves of the samples, as places in the measurement; equal for one sample."""
-    samples = len(measurement.difference.samples)
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
-    half = samples // 2
+def halves(measurement: Measurement, held_back: Collection[int] = ()) -> tuple[Tensor, Tensor]:
+    """Return two halves of the samples, as places in the measurement; equal for one sample."""
+    samples = measurement.difference.samples
+    kept = torch.tensor([sample in held_back for sample in samples])
+    if kept.any() and not kept.all():
+        return (~kept).nonzero()[:, 0], kept.nonzero()[:, 0]
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+    half = len(samples) // 2
     return (order[:half], order[half:]) if half else (order, order)
 
 

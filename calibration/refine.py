@@ -5,6 +5,7 @@ halves of the samples agree.
 """
 
 import random
+from collections.abc import Collection
 
 from modes_fx.calibration.evaluator import Evaluator
 from modes_fx.calibration.fractions import Fractions
@@ -20,7 +21,13 @@ LEAST_GAIN = 0.003
 
 
 def refine(
-    evaluator: Evaluator, start: Fractions, target: float, *, rounds: int, seed: int = 0
+    evaluator: Evaluator,
+    start: Fractions,
+    target: float,
+    *,
+    rounds: int,
+    held_back: Collection[int] = (),
+    seed: int = 0,
 ) -> Fractions:
     """Move each layer's thresholds up or down, all others the other way, while it helps.
 
@@ -29,6 +36,7 @@ def refine(
         start: where to begin.
         target: the skip ratio, which is kept as far as the full model's shares tell.
         rounds: how often each is tried; a round takes up to two passes for each.
+        held_back: see ``agreed_gain``.
         seed: of the order in which they are tried.
     """
     order = random.Random(seed)
@@ -46,7 +54,7 @@ def refine(
                     continue
                 trial = best.moved(slot, to)
                 tried = _measure(evaluator, trial)
-                if agreed_gain(measured, tried, target) > LEAST_GAIN:
+                if agreed_gain(measured, tried, target, held_back) > LEAST_GAIN:
                     best, measured = trial, tried
                     break
     return best

@@ -153,6 +153,11 @@ class Tuner:
         on_progress(1.0)
         return Tuned(exponent, *extras, chosen, frontier, bounded, steps)
 
+    @property
+    def _held_back(self) -> frozenset[int]:
+        layout = self.evaluator.reference.layout
+        return frozenset(sample for samples, kept in layout if kept for sample in samples)
+
     def _policy(self, exponent: float) -> SkipPolicy:
         return self.draft.model_copy(update={"alpha_exponent": exponent})
 
@@ -195,7 +200,7 @@ class Tuner:
         for exponent in others:
             plane = self._plane(exponent)
             gains[exponent] = mean(
-                agreed_gain(found.measurement, plane.at(found.place), target)
+                agreed_gain(found.measurement, plane.at(found.place), target, self._held_back)
                 for target, found in frontier.found.items()
             )
         best = max(gains, key=lambda exponent: gains[exponent])
@@ -211,6 +216,7 @@ class Tuner:
                 Fractions.of(thetas_of(policy, found.tau), self.shares, self.modalities),
                 target,
                 rounds=self.options.refine_rounds,
+                held_back=self._held_back,
             )
             for target, found in frontier.found.items()
         }
@@ -245,7 +251,8 @@ class Tuner:
                 for target, of_target in thetas.items()
             }
             gains[extras] = mean(
-                agreed_gain(plain[target], measured[target], target) for target in thetas
+                agreed_gain(plain[target], measured[target], target, self._held_back)
+                for target in thetas
             )
         first = self.options.extras[0]
         best = max(gains, key=lambda extras: gains[extras])

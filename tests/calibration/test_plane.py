@@ -40,6 +40,14 @@ def test_a_step_that_helps_one_half_only_is_no_gain() -> None:
     assert agreed_gain(before, measurement([0.5] * 8), 0.5) == pytest.approx(0.693, abs=1e-3)
 
 
+def test_samples_that_are_held_back_are_one_half() -> None:
+    before = measurement([1.0] * 6)
+    first, second = halves(before, {1, 4})
+    assert (first.tolist(), second.tolist()) == ([0, 2, 3, 5], [1, 4])
+    worse_there = measurement([0.1, 2.0, 0.1, 0.1, 2.0, 0.1])
+    assert agreed_gain(before, worse_there, 0.5, {1, 4}) < 0
+
+
 def test_skipping_more_counts_as_better_at_equal_kl() -> None:
     gain = agreed_gain(measurement([1.0] * 4), measurement([1.0] * 4, skip_ratio=0.51), 0.5)
     assert gain == pytest.approx(0.01 * KL_PER_SKIP)
