@@ -16,6 +16,7 @@ from modes_fx.calibration.measurement import Difference, Measurement
 from modes_fx.calibration.options import CalibrationOptions
 from modes_fx.calibration.pairs import recorded_shares
 from modes_fx.calibration.plane import UnreachableTargetError, thetas_of
+from modes_fx.calibration.preset import preset_policy
 from modes_fx.calibration.reference import Reference
 from modes_fx.calibration.request import Request
 from modes_fx.calibration.search import Found, Frontier
@@ -57,6 +58,7 @@ __all__ = [
     "measure_policy",
     "measure_selection",
     "paired_ratio",
+    "preset_policy",
     "recorded_shares",
     "run_calibration",
     "thetas_of",
