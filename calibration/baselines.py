@@ -209,7 +209,7 @@ def _selections(evaluator: Evaluator, shares: Shares, top_k: int) -> list[Baseli
     return [
         Baseline(TOP_K, of(False), unmodified=True),
         Baseline(TOP_K_RENORMALISED, of(True), unmodified=True),
-        Baseline(RELATIVE, relative, guess, True, f"as in ik_llama.cpp, one ratio; {first_kept}"),
+        Baseline(RELATIVE, relative, guess, True, f"SER, one ratio; {first_kept}"),
         Baseline(
             NAEE,
             naee,

@@ -168,7 +168,7 @@ def test_on_a_trained_model_it_is_far_better_than_chance() -> None:
     model, processor = load_model()
     questions = calibration_questions(60)
     chats = [question_messages(question, with_answer=True) for question in questions]
-    options = CalibrationOptions(special_tokens="text")
+    options = CalibrationOptions(special_tokens="text", alpha_exponent=0.0)
     found = run_calibration(model, processor, chats, [0.5], options=options, progress=False)
     chosen = found.tuned.chosen[0.5]
     skipping = chosen.measurement
