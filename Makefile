@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOLDERS := passes calibration export bench
 
-.PHONY: help venv test coverage kernels-report gpu-check demo demo-model bench lint types clean \
+.PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench lint types clean \
 	compiler
 .DEFAULT_GOAL := help
 
@@ -24,11 +24,14 @@ venv: $(INSTALLED) ## Install into .venv (PYTHON=python3.12, PIP_ARGS="--index-u
 test: lint compiler ## Check style and types, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
+test-slow: $(INSTALLED) compiler ## Run the tests that start processes or calibrate, too slow for test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
+
 coverage: $(INSTALLED) ## Measure every MoE type of transformers, write docs/coverage.md and .json
 	OMP_NUM_THREADS=1 $(BIN)/python -m modes_fx.bench.coverage --out docs
 
 kernels-report: $(INSTALLED) ## Test and compile the GPU kernels without a GPU, write docs/kernels.*
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m slow tests/modes_fx/kernels/triton
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m grid tests/modes_fx/kernels/triton
 	$(BIN)/python -m modes_fx.bench.gpu.report --out docs
 
 gpu-check: $(INSTALLED) ## On a GPU: test the kernels and time them, write out/gpu/report.md

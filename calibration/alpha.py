@@ -1,58 +1,71 @@
 """alpha: how much the answers change when one layer's experts are removed for one modality."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from modes_fx.calibration.evaluator import Evaluator
-from modes_fx.hooks import keep_all_theta
-from modes_fx.vocabulary import CALIBRATED, ModalityName
+from modes_fx.calibration.measurement import Difference
+from modes_fx.calibration.removals import Group, Returned, measure_removals
+from modes_fx.calibration.survey import Survey
+from modes_fx.vocabulary import ModalityName
 
 AlphaMode = Literal["per_modality", "shared"]
+Distance = Literal["kl", "mse"]
 Alpha = dict[str, dict[ModalityName, float]]
+
+NOTHING = 1e-9
+"""An alpha below this, in nats or squared logits, is rounding: nothing reads what the experts put
+out there. It becomes 0, which skips them at any threshold."""
+
+
+@dataclass(frozen=True)
+class AlphaOptions:
+    """How alpha is measured.
+
+    Attributes:
+        mode: ``"per_modality"`` removes a layer for one modality at a time; ``"shared"`` for all of
+            them together, which gives them the same alpha, as published.
+        distance: of the answers from the full model's: their KL, or the squared error of logits.
+        returned: what a removed layer puts out; ``"input"`` is the variant of the released code.
+    """
+
+    mode: AlphaMode = "per_modality"
+    distance: Distance = "kl"
+    returned: Returned = "zero"
 
 
 def measure_alpha(
-    evaluator: Evaluator,
+    survey: Survey,
     modalities: Sequence[ModalityName],
-    mode: AlphaMode = "per_modality",
+    options: AlphaOptions | None = None,
     *,
     on_progress: Callable[[float], None] = lambda done: None,
 ) -> Alpha:
-    """Measure alpha of every layer: mean KL(full || layer removed) over the answer tokens.
+    """Measure alpha of every layer: how far the answers move when its routed experts are removed.
 
-    Removed means that the layer's routed experts add nothing to the tokens concerned.
+    Removed means that they add nothing to the tokens concerned.
 
     Args:
-        evaluator: inside its ``with`` block.
+        survey: of the samples.
         modalities: those with calibration tokens.
-        mode: ``"per_modality"`` removes a layer for one modality at a time; ``"shared"`` for all of
-            them together, which gives them the same alpha.
-        on_progress: called with the share of the passes that is done.
+        options: by default :class:`AlphaOptions`.
+        on_progress: called with the share that is done.
 
     Returns:
-        ``{layer path: {modality: alpha >= 0}}`` in nats. Takes one pass over the samples for each
-        layer and modality, or for each layer.
+        ``{layer path: {modality: alpha >= 0}}``, mean over answer tokens.
     """
-    groups = [list(modalities)] if mode == "shared" else [[name] for name in modalities]
-    alpha: Alpha = {path: {} for path in evaluator.layers}
-    removals = list(product(alpha, groups))
-    for number, (path, group) in enumerate(removals, start=1):
-        kl = evaluator.measure({path: removed_theta(group)}).kl
-        alpha[path].update(dict.fromkeys(group, max(kl, 0.0)))
-        on_progress(number / len(removals))
-    return alpha
-
-
-def removed_theta(modalities: Sequence[ModalityName]) -> Tensor:
-    """Return thresholds ``[M]`` that skip every pair of these modalities and keep all others."""
-    theta = keep_all_theta()
-    for name in modalities:
-        theta[CALIBRATED[name]] = torch.inf
-    return theta
+    options = options or AlphaOptions()
+    shared = options.mode == "shared"
+    groups: list[Group] = [tuple(modalities)] if shared else [(name,) for name in modalities]
+    removals = measure_removals(survey, groups, returned=options.returned, on_progress=on_progress)
+    return {
+        path: {
+            name: _floored(_distance(difference, options.distance))
+            for group, difference in by_group.items()
+            for name in group
+        }
+        for path, by_group in removals.items()
+    }
 
 
 def normalise_alpha(alpha: Mapping[str, Mapping[ModalityName, float]]) -> Alpha:
@@ -63,3 +76,11 @@ def normalise_alpha(alpha: Mapping[str, Mapping[ModalityName, float]]) -> Alpha:
         path: {name: value / (total[name] or 1.0) for name, value in constants.items()}
         for path, constants in alpha.items()
     }
+
+
+def _distance(difference: Difference, distance: Distance) -> float:
+    return difference.kl if distance == "kl" else difference.mse
+
+
+def _floored(alpha: float) -> float:
+    return alpha if alpha >= NOTHING else 0.0

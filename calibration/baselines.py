@@ -1,196 +1,250 @@
-"""What skipping is compared with: simpler choices of the pairs to keep, measured the same way.
+"""What a policy is compared with: each method's rule, with a knob to skip as much as asked for."""
 
-Selections change the router's choice in front of the experts of the unmodified model: skipped pairs
-get weight 0 and the id that its eager experts pass over. Thresholds without alpha go through the
-evaluator.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from modes_fx import ops as ops  # registers count_pairs
-from modes_fx.attach import find_expert_modules
 from modes_fx.calibration.curves import quantile_curve, quantile_curves
-from modes_fx.calibration.evaluator import Evaluator, Measurement
-from modes_fx.calibration.pairs import Shares, hooked_pairs
+from modes_fx.calibration.evaluator import Evaluator
+from modes_fx.calibration.measurement import Measurement
+from modes_fx.calibration.pairs import Shares
+from modes_fx.calibration.plane import Place, Plane, between, thetas_of
 from modes_fx.calibration.reach import reach
-from modes_fx.calibration.reference import Reference
-from modes_fx.calibration.search import (
-    Found,
-    Tau,
-    require_reachable,
-    search_frontier,
-    thetas_of,
+from modes_fx.calibration.request import Request
+from modes_fx.calibration.search import search_frontier
+from modes_fx.calibration.selections import (
+    ReducedTopK,
+    RelativeRule,
+    expert_similarity,
+    measure_selection,
 )
 from modes_fx.policy import SkipPolicy
-from modes_fx.vocabulary import Modality, ModalityName
+from modes_fx.vocabulary import ModalityName
 
+ONE_THRESHOLD = "one threshold"
+ALPHA_ONE_THRESHOLD = "alpha, one threshold (GMLG without DMT)"
+TWO_THRESHOLDS = "two thresholds (DMT without GMLG)"
+MODES = "MoDES as published (GMLG and DMT)"
+TOP_K = "reduced top-k"
+TOP_K_RENORMALISED = "reduced top-k, renormalised"
+RELATIVE = "relative rule"
+NAEE = "NAEE"
+MC_MOE = "MC-MoE, token-aware"
+DIEP = "DiEP, skipping rule alone"
 
-class Selection(Protocol):
-    """Chooses the pairs to keep."""
-
-    @property
-    def renormalise(self) -> bool:
-        """Whether the kept weights are scaled to the sum they had before."""
-
-    def keep(self, weight: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """Return bool ``[T, K]``, the pairs to keep.
-
-        Args:
-            weight: ``[T, K]`` combine weights.
-            tokens: bool ``[T]``, the tokens that are not padding.
-            generator: the source of chance, on the CPU.
-        """
+PROTECTED = 0.02
+"""The part of the tokens that MC-MoE's rule leaves alone, as published."""
 
 
 @dataclass(frozen=True)
-class ReducedTopK:
-    """Keep the ``k`` pairs of largest weight of every token.
+class Baseline:
+    """A way to skip.
 
     Attributes:
-        k: where it is not whole, so many tokens keep one more that it is met on average.
-        renormalise: scale the kept weights to the sum they had before.
+        name: of the method.
+        measure: measures it at a level from 0 (skips nothing or little) to 1 (as much as it can).
+        guess: about the level for a skip ratio.
+        unmodified: whether it runs in the model as it was, not attached.
+        note: in what it differs from what was published.
     """
 
-    k: float
-    renormalise: bool = False
+    name: str
+    measure: Callable[[Evaluator, float], Measurement]
+    guess: Callable[[float], float] = field(default=lambda ratio: ratio)
+    unmodified: bool = False
+    note: str = ""
 
-    def keep(self, weight: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """See :class:`Selection`."""
-        kept = torch.full((len(weight),), int(self.k))
-        extra = round((self.k - int(self.k)) * int(tokens.sum()))
-        kept[_draw(tokens, extra, generator)] += 1
-        rank = weight.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        return rank < kept.to(rank.device)[:, None]
-
-
-@dataclass(frozen=True)
-class RandomSkipping:
-    """Skip pairs whatever their weight: in each call and layer the given part of them, exactly.
-
-    Attributes:
-        skip_ratio: the part to skip.
-        renormalise: scale the kept weights to the sum they had before.
-    """
-
-    skip_ratio: float
-    renormalise: bool = False
-
-    def keep(self, weight: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """See :class:`Selection`."""
-        pairs = tokens[:, None].expand(weight.shape)
-        skipped = round(self.skip_ratio * int(pairs.sum()))
-        kept = torch.ones(weight.shape, dtype=torch.bool)
-        kept.view(-1)[_draw(pairs.flatten(), skipped, generator)] = False
-        return kept.to(weight.device)
+    def at_ratio(self, evaluator: Evaluator, ratio: float, tolerance: float) -> Measurement:
+        """Measure it where it skips as much as asked for, or as much as it can if that is less."""
+        most = self.measure(evaluator, 1.0)
+        if most.skip_ratio <= ratio:
+            return most
+        middle, half = ratio - tolerance, 2 * tolerance
+        level = reach(
+            lambda s: self.measure(evaluator, s).skip_ratio, middle, half, guess=self.guess(ratio)
+        )
+        return self.measure(evaluator, level)
 
 
-def measure_selection(
-    model: PreTrainedModel, reference: Reference, selection: Selection, *, seed: int = 0
-) -> Measurement:
-    """Run the samples with a selection in every layer.
-
-    Args:
-        model: a transformers model, not attached; unchanged again afterwards.
-        reference: recorded from the same model.
-        selection: the pairs to keep.
-        seed: where the selection leaves something to chance.
-    """
-    layers = find_expert_modules(model)
-    counts = {path: torch.zeros(len(Modality), 2, dtype=torch.int64) for path in layers}
-    generator = torch.Generator().manual_seed(seed)
-
-    def select(path: str, codes: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        num_experts = next(layers[path].parameters()).shape[0]
-        kept = selection.keep(weight, codes.cpu() != Modality.PADDING, generator)
-        index = index.masked_fill(~kept, num_experts)
-        torch.ops.modes_fx.count_pairs(counts[path], index.cpu(), codes.cpu(), num_experts)
-        kept_weight = weight.masked_fill(~kept, 0)
-        if selection.renormalise:
-            kept_sum = kept_weight.sum(-1, keepdim=True)
-            scale = weight.sum(-1, keepdim=True) / kept_sum
-            kept_weight = kept_weight * scale.masked_fill(kept_sum == 0, 0)
-        return index, kept_weight
-
-    implementations = model.get_experts_implementation()
-    model.set_experts_implementation("eager")
-    try:
-        with hooked_pairs(model, select):
-            difference = reference.compare(model)
-    finally:
-        model.set_experts_implementation(implementations)
-    return Measurement(difference, counts)
-
-
-def single_threshold(
+def baselines(
     evaluator: Evaluator,
-    policy: SkipPolicy,
+    draft: SkipPolicy,
     shares: Shares,
-    target: float,
-    *,
-    tolerance: float = 0.005,
-) -> Found:
-    """Find the threshold on the share, the same in all layers and modalities, for a target.
-
-    Args:
-        evaluator: inside its ``with`` block.
-        policy: holds the options; its alpha is not used.
-        shares: as ``recorded_shares`` collects them.
-        target: the skip ratio.
-        tolerance: by how much it may be exceeded.
-
-    Raises:
-        UnreachableTargetError: skipping all there is to skip misses the target.
-    """
-    plain, modalities = _without_alpha(policy, shares)
-    observed = [share for of_layer in shares.values() for share in of_layer.values()]
-    curve = quantile_curve(torch.cat(observed).double())
-
-    @cache
-    def at(u: float) -> tuple[Tau, Measurement]:
-        tau = dict.fromkeys(modalities, curve(u))
-        return tau, evaluator.measure(thetas_of(plain, tau))
-
-    require_reachable(target, at(1.0)[1].skip_ratio)
-    u = reach(lambda u: at(u)[1].skip_ratio, target, tolerance, guess=target)
-    return Found(target, *at(u))
-
-
-def two_thresholds(
-    evaluator: Evaluator,
-    policy: SkipPolicy,
-    shares: Shares,
+    modalities: Sequence[ModalityName],
     targets: Sequence[float],
-    **search: Any,
-) -> Mapping[float, Found]:
-    """Find a threshold on the share for each modality, the same in all layers, for each target.
+    top_k: int,
+) -> dict[float, list[Baseline]]:
+    """Return the methods to compare with, for each target.
 
     Args:
-        evaluator: inside its ``with`` block.
-        policy: holds the options; its alpha is not used.
-        shares: as ``recorded_shares`` collects them.
+        evaluator: of the calibration data, which those with two constants are fitted on.
+        draft: a policy with normalised alpha and the options.
+        shares: the full model's on the calibration data.
+        modalities: those to skip in.
         targets: skip ratios.
-        search: options of ``search_frontier``.
+        top_k: K.
     """
-    plain, modalities = _without_alpha(policy, shares)
-    curves = quantile_curves(shares, plain, modalities)
-    return search_frontier(evaluator, plain, targets, curves, **search).found
+    same = [
+        one_threshold(ONE_THRESHOLD, without_alpha(draft), shares, modalities),
+        one_threshold(
+            ALPHA_ONE_THRESHOLD,
+            draft.model_copy(update={"alpha_exponent": 1.0}),
+            shares,
+            modalities,
+        ),
+        *_selections(evaluator, shares, top_k),
+    ]
+    fitted = {
+        TWO_THRESHOLDS: _places(evaluator, without_alpha(draft), shares, modalities, targets),
+        MODES: _places(
+            evaluator,
+            draft.model_copy(update={"alpha_exponent": 1.0}),
+            shares,
+            modalities,
+            targets,
+        ),
+    }
+    return {
+        target: [
+            *same,
+            *(through(name, plane, places[target]) for name, (plane, places) in fitted.items()),
+        ]
+        for target in targets
+    }
 
 
-def _without_alpha(policy: SkipPolicy, shares: Shares) -> tuple[SkipPolicy, list[ModalityName]]:
-    """A policy whose thresholds are tau itself, and the modalities that have pairs to skip."""
-    modalities = [name for name, share in next(iter(shares.values())).items() if len(share)]
-    alpha = {path: dict.fromkeys(modalities, 1.0) for path in shares}
-    return policy.model_copy(update={"alpha": alpha}), modalities
+def through(name: str, plane: Plane, place: Place, note: str = "") -> Baseline:
+    """Return the method that goes from skipping nothing through a place to skipping all."""
+
+    def measure(evaluator: Evaluator, level: float) -> Measurement:
+        there = (
+            between((0.0, 0.0), place, 2 * level)
+            if level <= 0.5
+            else between(place, (1.0, 1.0), 2 * level - 1)
+        )
+        return evaluator.measure(plane.request(there))
+
+    return Baseline(name, measure, guess=lambda ratio: 0.5, note=note)
 
 
-def _draw(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return so many of the places where ``candidates`` is true."""
-    places = candidates.nonzero()[:, 0]
-    return places[torch.randperm(len(places), generator=generator)[:count]]
+def one_threshold(
+    name: str, policy: SkipPolicy, shares: Shares, modalities: Sequence[ModalityName]
+) -> Baseline:
+    """Return the method with one tau for all modalities; alpha tells layers and modalities apart.
+
+    Args:
+        name: what it is called.
+        policy: holds alpha and its exponent.
+        shares: the full model's.
+        modalities: those to skip in.
+    """
+
+    def scale(path: str, modality: ModalityName) -> float:
+        return policy.alpha[path][modality] ** policy.alpha_exponent
+
+    products = [
+        shares[path][modality].double() * scale(path, modality)
+        for path in shares
+        for modality in modalities
+    ]
+    curve = quantile_curve(torch.cat(products))
+
+    def measure(evaluator: Evaluator, level: float) -> Measurement:
+        tau = dict.fromkeys(modalities, curve(level))
+        return evaluator.measure(Request.of(thetas_of(policy, tau)))
+
+    return Baseline(name, measure)
+
+
+def _places(
+    evaluator: Evaluator,
+    policy: SkipPolicy,
+    shares: Shares,
+    modalities: Sequence[ModalityName],
+    targets: Sequence[float],
+) -> tuple[Plane, Mapping[float, Place]]:
+    plane = Plane(evaluator, policy, quantile_curves(shares, policy, modalities))
+    frontier = search_frontier(plane, targets)
+    return plane, {target: found.place for target, found in frontier.found.items()}
+
+
+def _selections(evaluator: Evaluator, shares: Shares, top_k: int) -> list[Baseline]:
+    ratios = {
+        path: torch.cat([_relative(share, top_k) for share in of_layer.values()])
+        for path, of_layer in shares.items()
+    }
+    pooled = quantile_curve(torch.cat(list(ratios.values())))
+    by_layer = {path: quantile_curve(ratio) for path, ratio in ratios.items()}
+
+    def layers(level: float) -> dict[str, float]:
+        return {path: curve(level) for path, curve in by_layer.items()}
+
+    def of(renormalise: bool) -> Callable[[Evaluator, float], Measurement]:
+        return lambda e, level: measure_selection(e, ReducedTopK(top_k * (1 - level), renormalise))
+
+    def relative(e: Evaluator, level: float) -> Measurement:
+        return measure_selection(e, RelativeRule(pooled(level)))
+
+    def naee(e: Evaluator, level: float) -> Measurement:
+        return measure_selection(e, RelativeRule(layers(level)))
+
+    def mc_moe(e: Evaluator, level: float) -> Measurement:
+        return measure_selection(e, RelativeRule(layers(level), protected=PROTECTED))
+
+    similar = expert_similarity(evaluator)
+
+    def diep(e: Evaluator, level: float) -> Measurement:
+        # Likeness is about a half, so that twice the quantile skips as much.
+        doubled = {path: 2 * ratio for path, ratio in layers(level).items()}
+        return measure_selection(e, RelativeRule(doubled, similarity=similar))
+
+    part = top_k / max(top_k - 1, 1)
+
+    def guess(ratio: float) -> float:
+        return min(ratio * part, 1.0)
+
+    first_kept = "every token keeps its first expert"
+    return [
+        Baseline(TOP_K, of(False), unmodified=True),
+        Baseline(TOP_K_RENORMALISED, of(True), unmodified=True),
+        Baseline(RELATIVE, relative, guess, True, f"SER, one ratio; {first_kept}"),
+        Baseline(
+            NAEE,
+            naee,
+            guess,
+            True,
+            "ratios to the first expert at one quantile of each layer, the median as published, "
+            f"for any K; {first_kept}",
+        ),
+        Baseline(
+            MC_MOE,
+            mc_moe,
+            guess,
+            True,
+            f"on top of NAEE's rule {PROTECTED:.0%} of the tokens keep all, by the L1 norm of the "
+            "experts' input; published with a factor from attention",
+        ),
+        Baseline(
+            DIEP,
+            diep,
+            guess,
+            True,
+            "NAEE's ratio times the likeness of the two experts, here of their weights; the "
+            "pruning, which is learned, is left out",
+        ),
+    ]
+
+
+def _relative(share: Tensor, top_k: int) -> Tensor:
+    """Return each pair's share over its token's largest, without the largest itself."""
+    rows = share.double().view(-1, top_k)
+    ordered = rows.sort(dim=-1, descending=True).values
+    return (ordered[:, 1:] / ordered[:, :1].clamp(min=1e-300)).flatten()
+
+
+def without_alpha(draft: SkipPolicy) -> SkipPolicy:
+    """Return a policy whose thresholds are tau itself in every layer."""
+    alpha = {path: dict.fromkeys(constants, 1.0) for path, constants in draft.alpha.items()}
+    return draft.model_copy(update={"alpha": alpha, "alpha_exponent": 1.0})

@@ -1,35 +1,40 @@
 """calibrate: from a model and samples to a policy, the method's constants with their provenance."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from modes_fx.attach import find_expert_modules, is_attached
-from modes_fx.calibration.alpha import Alpha, AlphaMode, measure_alpha, normalise_alpha
-from modes_fx.calibration.curves import quantile_curves, release_curves
+from modes_fx.calibration.alpha import Alpha, AlphaOptions, measure_alpha, normalise_alpha
+from modes_fx.calibration.cost import Cost, expected_passes
 from modes_fx.calibration.data import (
     Batch,
-    Chat,
     calibrated_modalities,
-    count_tokens,
-    encode_chats,
-    token_codes,
 )
-from modes_fx.calibration.evaluator import Evaluator, keep_all_policy
-from modes_fx.calibration.pairs import Shares, recorded_shares
-from modes_fx.calibration.progress import shown_progress
+from modes_fx.calibration.encode import Chat
+from modes_fx.calibration.evaluator import keep_all_policy
+from modes_fx.calibration.means import Sizes
+from modes_fx.calibration.options import CalibrationOptions
+from modes_fx.calibration.pairs import Shares
+from modes_fx.calibration.plane import UnreachableTargetError
+from modes_fx.calibration.prefix import find_stack
+from modes_fx.calibration.progress import Stage, shown_progress
 from modes_fx.calibration.reference import Reference
-from modes_fx.calibration.search import Frontier, UnreachableTargetError, search_frontier
+from modes_fx.calibration.session import Session, as_batches, open_session
+from modes_fx.calibration.survey import Survey, joined_shares, number_of_experts
+from modes_fx.calibration.tuning import Tuned, Tuner, with_constants
 from modes_fx.fingerprint import config_hash
 from modes_fx.modality import TokenIds
 from modes_fx.policy import SkipPolicy
 from modes_fx.policy_fields import Provenance, Reached, target_key
+from modes_fx.policy_means import Means
 from modes_fx.vocabulary import CALIBRATED, Modality
 
 TARGETS = (0.5, 0.75, 0.88)
@@ -38,54 +43,28 @@ RECORDED_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
-class CalibrationOptions:
-    """How to calibrate.
-
-    Attributes:
-        alpha_mode: ``"per_modality"`` measures alpha for each modality, ``"shared"`` one for all.
-        alpha_exponent: the exponent on alpha; 1 is the method, 0 does without alpha.
-        share: what is compared with thresholds; None chooses by the model's top-k.
-        special_tokens: whether the tokenizer's special tokens never skip or count as text.
-        curves: where the search looks for tau: along quantiles of what the model's shares are, or
-            along the ``"release"``'s fixed curves.
-        size: how many places of each target's frontier are measured.
-        tolerance: by how much the skip ratio may exceed a target.
-        batch_size: the most samples that go through the model together.
-        compiler: see ``modes_fx.backend.BackendOptions``.
-        data_name: what the policy's provenance calls the data.
-        seed: the seed that drew the samples, for the provenance: calibration draws nothing.
-    """
-
-    alpha_mode: AlphaMode = "per_modality"
-    alpha_exponent: float = 1.0
-    share: Literal["renormalised", "weight"] | None = None
-    special_tokens: Literal["keep", "text"] = "keep"
-    curves: Literal["quantile", "release"] = "quantile"
-    size: int = 11
-    tolerance: float = 0.005
-    batch_size: int = 16
-    compiler: Literal["inductor", "eager"] = "eager"
-    data_name: str | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
 class Calibration:
     """A policy and how it was found.
 
     Attributes:
         policy: the result.
-        alpha: as measured, in nats; the policy's are normalised.
-        frontier: the search for tau.
+        alpha: as measured, in nats or squared logits; the policy's are normalised.
+        tuned: the search for tau and the choices after it.
         reference: the samples, and what the full model says to them.
         shares: the full model's routing shares on some of their tokens.
+        sizes: (E, H) of the experts of each layer.
+        cost: what it took, beside what the published procedures take.
+        draft: the policy before anything was measured, which keeps all.
     """
 
     policy: SkipPolicy
     alpha: Alpha
-    frontier: Frontier
+    tuned: Tuned
     reference: Reference
     shares: Shares
+    sizes: Sizes
+    cost: Cost
+    draft: SkipPolicy
 
 
 def calibrate(
@@ -96,6 +75,7 @@ def calibrate(
     *,
     options: CalibrationOptions | None = None,
     progress: bool = True,
+    folder: str | os.PathLike[str] | None = None,
 ) -> SkipPolicy:
     """Find the constants that skip given parts of the experts' work at the least change of answers.
 
@@ -106,6 +86,8 @@ def calibrate(
         targets: skip ratios to find thresholds for.
         options: how; by default :class:`CalibrationOptions`.
         progress: whether to show a summary and progress bars on standard error.
+        folder: where measurements are kept at once, so that the same call, made again after it was
+            stopped, goes on from there.
 
     Returns:
         A policy for ``modes_fx.attach``, to be saved with ``policy.save_pretrained``.
@@ -113,10 +95,12 @@ def calibrate(
     Raises:
         UnreachableTargetError: a target is higher than what can be skipped in the data.
         MatchError: an MoE layer of the model cannot be rewritten.
+        JournalError: the folder is of another calibration (says in what it differs), or cannot be
+            written.
         ValueError: the model has no MoE layer or is attached, or the data is of no use; says why.
     """
     return run_calibration(
-        model, processor, data, targets, options=options, progress=progress
+        model, processor, data, targets, options=options, progress=progress, folder=folder
     ).policy
 
 
@@ -128,40 +112,67 @@ def run_calibration(
     *,
     options: CalibrationOptions | None = None,
     progress: bool = True,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Calibration:
     """Do what :func:`calibrate` does and return also how the policy was found."""
     options = options or CalibrationOptions()
     ordered = _check_targets(targets)
     _check_model(model)
-    batches = _as_batches(processor, data, options)
+    batches = as_batches(processor, data, options.batch_size)
     draft = _draft_policy(model, processor, options)
-    codes = (token_codes(model, batch.inputs, draft.special_token_ids) for batch in batches)
-    tokens = count_tokens(codes)
+    kept = None if folder is None else Path(folder)
+    with open_session(model, batches, draft, folder=kept, compiler=options.compiler) as session:
+        _check_reachable(ordered[-1], session.tokens)
+        summary = _summary(session, options, len(ordered))
+        show = progress and session.evaluator.processes.is_main
+        with shown_progress(summary, show=show) as stage:
+            return find_policy(session, ordered, options, stage)
+
+
+def find_policy(
+    session: Session,
+    targets: Sequence[float],
+    options: CalibrationOptions,
+    stage: Stage,
+) -> Calibration:
+    """Do all that needs the model.
+
+    Args:
+        session: open; its evaluator's policy is the draft of the one to be found.
+        targets: skip ratios, ascending.
+        options: how.
+        stage: shows progress.
+    """
+    evaluator, tokens = session.evaluator, session.tokens
     modalities = calibrated_modalities(tokens)
-    _check_reachable(ordered[-1], tokens)
     every = math.ceil(sum(tokens.values()) / RECORDED_TOKENS)
-    summary = _summary(model, batches, tokens, options, len(ordered))
-    with shown_progress(summary, show=progress) as stage:
-        with recorded_shares(model, draft, every) as shares:
-            reference = Reference.record(model, batches)
-        with Evaluator(model, reference, draft, compiler=options.compiler) as evaluator:
-            alpha = measure_alpha(
-                evaluator, modalities, options.alpha_mode, on_progress=stage("alpha")
-            )
-            draft = draft.model_copy(update={"alpha": normalise_alpha(alpha)})
-            frontier = search_frontier(
-                evaluator,
-                draft,
-                ordered,
-                quantile_curves(shares, draft, modalities)
-                if options.curves == "quantile"
-                else release_curves(modalities),
-                size=options.size,
-                tolerance=options.tolerance,
-                on_progress=stage("tau"),
-            )
-    provenance = _provenance(reference, tokens, frontier, options)
-    return Calibration(_policy(draft, frontier, provenance), alpha, frontier, reference, shares)
+    survey = Survey(evaluator, every, find_stack(evaluator.model, evaluator.layers))
+    shares, sizes = _first_pass(survey)
+    alpha_options = AlphaOptions(options.alpha_mode, options.alpha_distance, options.alpha_returned)
+    alpha = measure_alpha(survey, modalities, alpha_options, on_progress=stage("alpha"))
+    for_alpha = evaluator.ledger.layer_forwards
+    draft = evaluator.policy.model_copy(update={"alpha": normalise_alpha(alpha)})
+    tuner = Tuner(evaluator, draft, shares, sizes, modalities, options)
+    tuned = tuner.tune(targets, stage("tau"))
+    cost = Cost.of(evaluator, for_alpha, tuned, len(modalities), options)
+    provenance = _provenance(session, tuned, options)
+    policy = _policy(draft, tuned, provenance)
+    return Calibration(
+        policy, alpha, tuned, evaluator.reference, shares, sizes, cost, evaluator.policy
+    )
+
+
+def _first_pass(survey: Survey) -> tuple[Shares, Sizes]:
+    """Return the shares of all chunks, and the experts' (E, H) by layer."""
+    parts: list[Shares] = []
+    hidden: dict[str, int] = {}
+    for chunk in survey.chunks:
+        shares, sizes = survey.shares(chunk)
+        parts.append(shares)
+        hidden |= sizes
+    model = survey.evaluator.model
+    experts = {path: number_of_experts(layer) for path, layer in find_expert_modules(model).items()}
+    return joined_shares(parts), {path: (experts[path], h) for path, h in hidden.items()}
 
 
 def _check_targets(targets: Iterable[float]) -> list[float]:
@@ -181,15 +192,6 @@ def _check_model(model: PreTrainedModel) -> None:
         )
 
 
-def _as_batches(
-    processor: Any, data: Sequence[Chat] | Sequence[Batch], options: CalibrationOptions
-) -> list[Batch]:
-    batches = [item for item in data if isinstance(item, Batch)]
-    if batches and len(batches) == len(data):
-        return batches
-    return encode_chats(processor, data, options.batch_size)  # type: ignore[arg-type]
-
-
 def _draft_policy(
     model: PreTrainedModel, processor: Any, options: CalibrationOptions
 ) -> SkipPolicy:
@@ -201,7 +203,6 @@ def _draft_policy(
     fields = {
         "share": options.share,
         "alpha_mode": options.alpha_mode,
-        "alpha_exponent": float(options.alpha_exponent),
         "special_tokens": options.special_tokens,
         "special_token_ids": list(special) if keep else [],
         "model_id": (Path(name).name if Path(name).exists() else name) or None,
@@ -225,52 +226,60 @@ def _check_reachable(target: float, tokens: Mapping[Modality, int]) -> None:
 
 
 def _summary(
-    model: PreTrainedModel,
-    batches: Sequence[Batch],
-    tokens: Mapping[Modality, int],
+    session: Session,
     options: CalibrationOptions,
     targets: int,
 ) -> str:
-    layers = find_expert_modules(model)
-    experts = {next(layer.parameters()).shape[0] for layer in layers.values()}
+    tokens, reference = session.tokens, session.evaluator.reference
+    layers = find_expert_modules(session.evaluator.model)
+    experts = {number_of_experts(layer) for layer in layers.values()}
     shown = [m for m in Modality if m is not Modality.PADDING and tokens[m]]
     counted = ", ".join(f"{tokens[m]:,} {m.label}" for m in shown)
     modalities = sum(tokens[m] > 0 for m in CALIBRATED.values())
-    for_alpha = len(layers) * (modalities if options.alpha_mode == "per_modality" else 1)
-    for_tau = targets * (round(1.5 * (options.size + 2)) if modalities > 1 else 4)
+    groups = modalities if options.alpha_mode == "per_modality" else 1
+    left = f"; {session.resumed} measurements of an earlier run are in the journal"
+    resumed = left if session.resumed else ""
     return (
         f"Calibrating {len(layers)} MoE layers of {'/'.join(map(str, sorted(experts)))} experts on "
-        f"{sum(len(batch.samples) for batch in batches)} samples ({counted} tokens): 1 pass over "
-        f"them with the full model, {for_alpha} for alpha, about {for_tau} for tau"
+        f"{reference.samples} samples ({counted} tokens): 1 pass over "
+        f"them with the full model, about {math.ceil(groups * (len(layers) + 1) / 2)} for alpha, "
+        f"about {expected_passes(options, len(layers), modalities, targets)} for tau{resumed}"
     )
 
 
 def _provenance(
-    reference: Reference,
-    tokens: Mapping[Modality, int],
-    frontier: Frontier,
+    session: Session,
+    tuned: Tuned,
     options: CalibrationOptions,
 ) -> Provenance:
     reached = {
         target: Reached(
-            kl=found.measurement.kl,
-            skip_ratio=found.measurement.skip_ratio,
-            skip_ratio_by_modality=found.measurement.skip_ratio_by_modality,
+            kl=chosen.measurement.kl,
+            skip_ratio=chosen.measurement.skip_ratio,
+            skip_ratio_by_modality=chosen.measurement.skip_ratio_by_modality,
         )
-        for target, found in frontier.found.items()
+        for target, chosen in tuned.chosen.items()
     }
     return Provenance(
         data=options.data_name,
-        samples=reference.samples,
-        tokens={name: tokens[modality] for name, modality in CALIBRATED.items()},
+        samples=session.evaluator.reference.samples,
+        tokens={name: session.tokens[modality] for name, modality in CALIBRATED.items()},
         seed=options.seed,
         versions={name: version(name) for name in ("modes-fx", "torch", "transformers")},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=session.created,
         reached={target_key(target): entry for target, entry in reached.items()},
     )
 
 
-def _policy(draft: SkipPolicy, frontier: Frontier, provenance: Provenance) -> SkipPolicy:
-    fields = draft.model_dump(exclude={"provenance"})
-    tau = {target: found.tau for target, found in frontier.found.items()}
-    return SkipPolicy(**{**fields, "tau": tau}, provenance=provenance)
+def _policy(draft: SkipPolicy, tuned: Tuned, provenance: Provenance) -> SkipPolicy:
+    found = {target: chosen.means for target, chosen in tuned.chosen.items()}
+    tables: dict[float | str, Mapping[str, Tensor]] = {
+        target: means for target, means in found.items() if means is not None
+    }
+    fields = {
+        **draft.model_dump(exclude={"provenance"}),
+        **with_constants(draft, tuned),
+        "means": Means(tables) if tables else None,
+        "provenance": provenance,
+    }
+    return SkipPolicy(**fields)

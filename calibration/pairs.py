@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modes_fx.attach import find_expert_modules
@@ -14,9 +14,9 @@ from modes_fx.kernels.reference import routing_share
 from modes_fx.policy import SkipPolicy
 from modes_fx.vocabulary import CALIBRATED, ModalityName
 
-PairHook = Callable[[str, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
-"""Called in front of each layer's experts with (layer path, codes ``[T]``, index ``[T, K]``, weight
-``[T, K]``); may return another (index, weight) in place of the router's."""
+PairHook = Callable[[str, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+"""Called in front of each layer's experts with (layer path, codes ``[T]``, x ``[T, H]``, index
+``[T, K]``, weight ``[T, K]``); may return another (index, weight) in place of the router's."""
 
 Shares = dict[str, dict[ModalityName, Tensor]]
 """Routing shares by layer path and modality, float32 ``[pairs]``."""
@@ -24,7 +24,10 @@ Shares = dict[str, dict[ModalityName, Tensor]]
 
 @contextmanager
 def hooked_pairs(
-    model: PreTrainedModel, hook: PairHook, special_token_ids: Iterable[int] = ()
+    model: PreTrainedModel,
+    hook: PairHook,
+    special_token_ids: Iterable[int] = (),
+    layers: Mapping[str, nn.Module] | None = None,
 ) -> Iterator[None]:
     """Call a hook in front of every layer's experts, in calls that name their arguments.
 
@@ -32,6 +35,7 @@ def hooked_pairs(
         model: a transformers model whose experts modules take (x ``[T, H]``, index, weight).
         hook: see :data:`PairHook`.
         special_token_ids: tokens whose code is OTHER.
+        layers: the modules that own experts, by path; looked for if not given.
 
     Raises:
         ValueError: in a call, where experts take something else or see a part of the tokens.
@@ -52,13 +56,13 @@ def hooked_pairs(
                 f"{len(codes)} tokens of the call, but with tensors of shapes {shapes} after x"
             )
         index, weight, *rest = args[1:]
-        changed = hook(path, codes.to(index.device), index, weight)
+        changed = hook(path, codes.to(index.device), args[0], index, weight)
         return None if changed is None else (args[0], *changed, *rest)
 
     with ExitStack() as hooks:
         handle = model.register_forward_pre_hook(begin_call, with_kwargs=True)
         hooks.callback(handle.remove)
-        for path, layer in find_expert_modules(model).items():
+        for path, layer in (layers or find_expert_modules(model)).items():
             handle = layer.register_forward_pre_hook(
                 lambda _, args, path=path: before_experts(path, args)
             )
@@ -81,7 +85,7 @@ def recorded_shares(model: PreTrainedModel, policy: SkipPolicy, every: int = 1) 
     parts: dict[str, dict[ModalityName, list[Tensor]]] = {}
     shares: Shares = {}
 
-    def collect(path: str, codes: Tensor, index: Tensor, weight: Tensor) -> None:
+    def collect(path: str, codes: Tensor, x: Tensor, index: Tensor, weight: Tensor) -> None:
         share = routing_share(weight[::every], policy.share_for(weight.shape[1])).cpu()
         of_layer = parts.setdefault(path, {name: [] for name in CALIBRATED})
         for name, code in CALIBRATED.items():

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from modes_fx.blocks import capture_apart, find_blocks
+from modes_fx.compensation import make_room_for_means, policy_means, set_means
 from modes_fx.errors import MatchError
 from modes_fx.hooks import (
     ATTACHMENT,
     COUNTS,
     GATE,
+    MEAN_SUMS,
+    MEANS,
     THETA,
     Attachment,
     GateOptions,
@@ -145,6 +148,8 @@ def attach(
     attachment.left.update(found.left)
     hook_modality(model, attachment, token_ids)
     set_thetas(model, thetas)
+    make_room_for_means(attachment, policy)
+    set_means(attachment, policy_means(policy, target, layers))
     expect_skip_ratio(target or 0.0)
     _forget_captures()
     return wrapper
@@ -163,6 +168,7 @@ def set_target(model: nn.Module, target: float | None) -> None:
     """
     attachment = attached(model)
     set_thetas(model, _thresholds(attachment.policy, target, attachment.layers))
+    set_means(attachment, policy_means(attachment.policy, target, attachment.layers))
     attachment.target = target
     expect_skip_ratio(target or 0.0)
 
@@ -231,7 +237,7 @@ def detach(model: nn.Module) -> nn.Module:
     for loop in attachment.loops.values():
         loop.remove()
     for layer in attachment.layers.values():
-        for name in (THETA, COUNTS, GATE):
+        for name in (THETA, COUNTS, MEANS, MEAN_SUMS, GATE):
             delattr(layer, name)
     delattr(_inside(model), ATTACHMENT)
     expect_skip_ratio(0.0)

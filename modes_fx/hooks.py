@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from torch.utils.hooks import RemovableHandle
 
+from modes_fx import mean_ops as mean_ops  # registers the ops of a rewritten graph
 from modes_fx import ops as ops  # registers the ops that the hooks call
 from modes_fx.errors import MatchError
 from modes_fx.forward import ReplacedForward
@@ -26,6 +27,8 @@ LAYER_PATH = "modes_layer_path"
 ATTACHMENT = "_modes_attachment"
 THETA = "modes_theta"
 COUNTS = "modes_counts"
+MEANS = "modes_means"
+MEAN_SUMS = "modes_mean_sums"
 GATE = "_modes_gate"
 
 RECOMPILES_PER_LAYER = 16
@@ -115,6 +118,8 @@ def attach_layer(path: str, layer: nn.Module, gate: GateOptions, count_pairs: bo
     setattr(theta, LAYER_PATH, path)
     layer.register_buffer(THETA, theta, persistent=False)
     layer.register_buffer(COUNTS, counts, persistent=False)
+    layer.register_buffer(MEANS, None, persistent=False)
+    layer.register_buffer(MEAN_SUMS, None, persistent=False)
     setattr(layer, GATE, gate)
 
 
@@ -151,6 +156,8 @@ def mark(layer: nn.Module, value: Tensor) -> Tensor:
         gate.share,
         gate.kept_mass_exponent,
         gate.min_k,
+        getattr(layer, MEANS),
+        getattr(layer, MEAN_SUMS),
     )
     return marked
 

@@ -7,6 +7,7 @@
 - ``modes_fx::gate`` turns the router's choice into the kept pairs.
 - ``modes_fx::experts`` computes the kept pairs.
 - ``modes_fx::count_pairs`` adds up how many pairs were kept, for reports.
+- ``modes_fx.mean_ops`` has two more, for what skipped experts put out on average.
 
 T tokens, K experts per token, E experts, H hidden size, M modality codes.
 """
@@ -33,6 +34,8 @@ def marker(
     share: str,
     kept_mass_exponent: float,
     min_k: int,
+    means: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Return ``x``; carry the layer's gate arguments to the backend.
 
@@ -58,11 +61,13 @@ def _(
     share: str,
     kept_mass_exponent: float,
     min_k: int,
+    means: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     return torch.empty_like(x)
 
 
-marker.register_autograd(lambda ctx, grad: (grad, *[None] * 7))
+marker.register_autograd(lambda ctx, grad: (grad, *[None] * 9))
 
 
 @torch.library.custom_op("modes_fx::codes_of_rows", mutates_args=())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, InstanceOf, ValidationError, model_validator
 
 from modes_fx.errors import PolicyError, listed
 from modes_fx.fingerprint import config_hash
@@ -19,10 +19,20 @@ from modes_fx.policy_fields import (
     Provenance,
     target_key,
 )
-from modes_fx.policy_file import locate_policy, read_fields, upload_policy_text, write_policy_text
+from modes_fx.policy_file import (
+    POLICY_FILE,
+    locate_means,
+    locate_policy,
+    means_file,
+    read_fields,
+    upload_policy,
+    write_policy,
+)
+from modes_fx.policy_means import Means, scaled
 from modes_fx.vocabulary import CALIBRATED, Modality, ModalityName, Share, default_share
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added ``mean_strength`` and ``means_sha256``; files of version 1 are read as they are."""
 
 
 class SkipPolicy(BaseModel):
@@ -40,6 +50,10 @@ class SkipPolicy(BaseModel):
         alpha_mode: Whether alpha was measured for every modality or is shared by them.
         alpha_exponent: The exponent on alpha in tau / alpha**exponent.
         kept_mass_exponent: Kept weights are multiplied by (kept share mass)**-exponent; 0: never.
+        mean_strength: How much of the mean output of its skipped pairs a token gets: from 0, none,
+            to 1, all.
+        means: Those mean outputs; stored in a file of their own.
+        means_sha256: The digest of that file.
         min_k: How many experts, at least, every token keeps.
         special_tokens: Whether tokenizer special tokens are never skipped or count as text.
         special_token_ids: Their ids.
@@ -59,6 +73,9 @@ class SkipPolicy(BaseModel):
     alpha_mode: Literal["per_modality", "shared"] = "per_modality"
     alpha_exponent: Constant = 1.0
     kept_mass_exponent: Constant = 0.0
+    mean_strength: Constant = 0.0
+    means: InstanceOf[Means] | None = Field(default=None, exclude=True)
+    means_sha256: str | None = None
     min_k: int = Field(default=0, ge=0)
     special_tokens: Literal["keep", "text"] = "keep"
     special_token_ids: list[int] = []
@@ -80,6 +97,8 @@ class SkipPolicy(BaseModel):
                 f"the policy has schema version {newer}, this modes-fx reads up to "
                 f"{SCHEMA_VERSION}: upgrade modes-fx"
             )
+        if isinstance(means := options.get("means"), Means):
+            options["means_sha256"] = options.get("means_sha256") or means.sha256
         try:
             super().__init__(alpha=alpha, tau=tau, **options)
         except ValidationError as error:
@@ -100,6 +119,12 @@ class SkipPolicy(BaseModel):
                         f"alpha.{layer} has no constant for {listed(missing)}, "
                         f"which target {target} skips"
                     )
+        if self.mean_strength > 0 and self.means_sha256 is None:
+            raise ValueError(f"mean_strength is {self.mean_strength}, but there are no means")
+        if self.means is not None:
+            if self.means.sha256 != self.means_sha256:
+                raise ValueError("means_sha256 is not the digest of means")
+            self.means.check(self.alpha, self.tau)
         if self.alpha_mode == "shared":
             for layer, alpha in self.alpha.items():
                 if len(set(alpha.values())) > 1:
@@ -152,6 +177,30 @@ class SkipPolicy(BaseModel):
         theta[Modality.PADDING] = math.inf
         return theta.to(torch.float32)
 
+    def mean_outputs(self, layer: str, target: float | str | None) -> torch.Tensor | None:
+        """What a token gets for each skipped pair of one layer, times the pair's combine weight.
+
+        Args:
+            layer: The path of the module that owns the experts.
+            target: One of ``targets``; None keeps all experts.
+
+        Returns:
+            [C, E, H] on the CPU, by modality code and expert: mean_strength times the means; tokens
+            of codes >= C get nothing. None where the policy adds nothing.
+
+        Raises:
+            PolicyError: The policy has no such target, or was read without its means.
+        """
+        if target is None or self.mean_strength == 0:
+            return None
+        if self.means is None:
+            raise PolicyError(
+                "the policy adds mean outputs of skipped experts, but was made without them: read "
+                "it with SkipPolicy.from_pretrained"
+            )
+        table = self.means.at(self._known(target)).get(layer)
+        return None if table is None else scaled(table, self.mean_strength)
+
     def check_model(self, model: torch.nn.Module) -> None:
         """Checks that the policy was calibrated for this model.
 
@@ -181,9 +230,13 @@ class SkipPolicy(BaseModel):
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Writes ``modes_policy.json`` into a folder, all of it or nothing, and returns its path.
 
-        The folder is made if there is none; an existing file is replaced.
+        Means go into a safetensors file beside it. The folder is made if there is none; an
+        existing policy is replaced.
+
+        Raises:
+            PolicyError: The policy was made without the means that it names.
         """
-        return write_policy_text(directory, self._to_json())
+        return write_policy(directory, self._files())
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], revision: str | None = None) -> Self:
@@ -198,18 +251,34 @@ class SkipPolicy(BaseModel):
         """
         path = locate_policy(source, revision)
         try:
-            return cls(**read_fields(path, required={"alpha", "tau", "schema_version"}))
+            fields = read_fields(path, required={"alpha", "tau", "schema_version"})
+            digest = fields.get("means_sha256")
+            if isinstance(digest, str):
+                file = locate_means(source, revision, path, digest)
+                fields["means"] = Means.read(file, digest)
+            return cls(**fields)
         except PolicyError as error:
             raise PolicyError(f"{path}: {error}") from None
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None
     ) -> str:
-        """Uploads ``modes_policy.json`` to a hub repository, made if needed; returns its URL."""
-        return upload_policy_text(repo_id, self._to_json(), private=private, token=token)
+        """Uploads what ``save_pretrained`` writes to a hub repository, made if needed.
 
-    def _to_json(self) -> str:
-        return self.model_dump_json(indent=2) + "\n"
+        Returns:
+            The repository's URL.
+        """
+        return upload_policy(repo_id, self._files(), private=private, token=token)
+
+    def _files(self) -> dict[str, bytes]:
+        """The content of the policy's files by name, the one that names others last."""
+        files = {}
+        if self.means_sha256 is not None:
+            if self.means is None:
+                raise PolicyError("the policy names means that it was made without")
+            files[means_file(self.means_sha256)] = self.means.file
+        text = self.model_dump_json(indent=2) + "\n"
+        return {**files, POLICY_FILE: text.encode()}
 
     def _known(self, target: float | str) -> str:
         key = target_key(target)

@@ -1,17 +1,23 @@
-"""Where a policy is kept: ``modes_policy.json`` in a folder or in a hub repository."""
+"""Where a policy is kept: ``modes_policy.json`` in a folder or in a hub repository.
+
+Mean outputs lie beside it under a name with their digest, so that a folder whose policy is being
+replaced always holds the file that its policy names.
+"""
 
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
 from modes_fx.errors import PolicyError, listed
 
 POLICY_FILE = "modes_policy.json"
+MEANS_FILES = "modes_means-*.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -67,27 +73,66 @@ def read_fields(path: Path, required: set[str]) -> dict[str, Any]:
     return fields
 
 
-def write_policy_text(directory: str | os.PathLike[str], text: str) -> Path:
-    """Writes the policy file into a folder, all of it or nothing, and returns its path."""
-    path = Path(directory) / POLICY_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{POLICY_FILE}.{os.getpid()}")
+def means_file(sha256: str) -> str:
+    """Names the file of mean outputs with a digest."""
+    return MEANS_FILES.replace("*", sha256[:16])
+
+
+def locate_means(
+    source: str | os.PathLike[str], revision: str | None, policy: Path, sha256: str
+) -> Path:
+    """Finds the mean outputs beside a policy that ``locate_policy`` found, or fetches them.
+
+    Raises:
+        PolicyError: The hub cannot be reached.
+    """
+    beside = policy.with_name(means_file(sha256))
+    if Path(source).is_dir() or beside.is_file():
+        return beside
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+        return Path(hf_hub_download(str(source), beside.name, revision=revision))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PolicyError(
+            f"{beside.name} could not be fetched from {source!r}: {reason}"
+        ) from error
 
 
-def upload_policy_text(repo_id: str, text: str, *, private: bool | None, token: str | None) -> str:
-    """Uploads the policy file to a hub repository, made if there is none; returns its URL."""
+def write_policy(directory: str | os.PathLike[str], files: Mapping[str, bytes]) -> Path:
+    """Writes a policy's files into a folder, each all of it or nothing.
+
+    Args:
+        directory: The folder; made if there is none.
+        files: Content by name, the policy file last: what it names is there before it is.
+
+    Returns:
+        The path of the policy file.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        partial = folder / f".{name}.{os.getpid()}"
+        try:
+            partial.write_bytes(content)
+            partial.replace(folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+    for old in folder.glob(MEANS_FILES):
+        if old.name not in files:
+            old.unlink()
+    return folder / POLICY_FILE
+
+
+def upload_policy(
+    repo_id: str, files: Mapping[str, bytes], *, private: bool | None, token: str | None
+) -> str:
+    """Uploads a policy's files in one commit to a hub repository, made if there is none.
+
+    Returns:
+        The repository's URL.
+    """
     api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_file(
-        path_or_fileobj=text.encode(),
-        path_in_repo=POLICY_FILE,
-        repo_id=repo.repo_id,
-        commit_message="Upload a MoDES-FX policy",
-    )
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    api.create_commit(repo.repo_id, operations, commit_message="Upload a MoDES-FX policy")
     return str(repo)

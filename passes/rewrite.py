@@ -1,5 +1,6 @@
 """Replace a region by ``modes_fx::gate`` and ``modes_fx::experts``, and consume markers."""
 
+from dataclasses import dataclass
 from math import prod
 from operator import getitem
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from modes_fx.vocabulary import default_share
 GATE = torch.ops.modes_fx.gate.default
 EXPERTS = torch.ops.modes_fx.experts.default
 COUNT_PAIRS = torch.ops.modes_fx.count_pairs.default
+ADD_SKIPPED_MEANS = torch.ops.modes_fx.add_skipped_means.default
+COLLECT_SKIPPED = torch.ops.modes_fx.collect_skipped.default
 
 
 class GateArguments(NamedTuple):
@@ -28,6 +31,8 @@ class GateArguments(NamedTuple):
     share: str
     kept_mass_exponent: float
     min_k: int
+    means: Node | None = None
+    sums: Node | None = None
 
 
 def find_marker(region: Region) -> Node | None:
@@ -63,56 +68,79 @@ def resolve_gate(marker: Node, region: Region) -> GateArguments:
             "the policy compares the router's own probability (share='router'), which this release "
             "cannot find in a graph: recalibrate with share='renormalised' or 'weight'"
         )
+    spread = whole_choice(region).elsewhere is not None
+    if spread and (gate.means is not None or gate.sums is not None):
+        raise NoMatchError(
+            "its experts are spread over devices, where mean outputs of skipped experts cannot be "
+            "added: calibrate a policy without them (mean_strength=0)"
+        )
     if gate.share == "auto":
         top_k = (g.shape(region.index) or (0, 0))[1]
         gate = gate._replace(share=default_share(top_k))
     return gate
 
 
+@dataclass(frozen=True)
+class KeptPairs:
+    """What the experts compute behind a gate.
+
+    ``compensation`` are the arguments of ``modes_fx::add_skipped_means`` but its first; None where
+    the policy has no means.
+    """
+
+    index: Node
+    weight: Node
+    compensation: tuple[Node, ...] | None = None
+
+
 def rewrite(graph: Graph, region: Region, gate: GateArguments | None) -> None:
     """Put the ops in the place of a region, whose old nodes nothing reads then."""
-    index, weight = region.index, region.weight
+    experts = (list(region.params), region.body.to_json(), region.num_experts)
     with graph.inserting_before(region.out):
+        pairs = KeptPairs(region.index, region.weight)
         if gate is not None:
-            gate, choice = _of_own_tokens(graph, region, gate), whole_choice(region)
-            kept = graph.call_function(
-                GATE,
-                (
-                    choice.index,
-                    choice.weight,
-                    gate.modality,
-                    gate.tokens,
-                    gate.theta,
-                    region.skipped_id,
-                    gate.share,
-                    gate.kept_mass_exponent,
-                    gate.min_k,
-                ),
-            )
-            index = graph.call_function(getitem, (kept, 0))
-            weight = graph.call_function(getitem, (kept, 1))
-            if region.weight.target is g.MARKER:
-                # What else is computed from the weights must not see those of skipped pairs either.
-                region.weight.replace_all_uses_with(weight, lambda user: user is not kept)
-            if (g.shape(gate.counts) or (0,))[0]:
-                counting = (gate.counts, index, gate.modality, region.skipped_id)
-                graph.call_function(COUNT_PAIRS, counting)
-            if choice.elsewhere is not None:
-                masking = (choice.elsewhere, region.skipped_id, index)
-                index = graph.call_function(g.aten.where.ScalarSelf, masking)
-        result = graph.call_function(
-            EXPERTS,
-            (
-                region.x,
-                index,
-                weight,
-                list(region.params),
-                region.body.to_json(),
-                region.num_experts,
-            ),
-        )
+            pairs = _gated(graph, region, gate, experts)
+        result = graph.call_function(EXPERTS, (region.x, pairs.index, pairs.weight, *experts))
+        if pairs.compensation is not None:
+            result = graph.call_function(ADD_SKIPPED_MEANS, (result, *pairs.compensation))
     result.meta = dict(region.out.meta)
     region.out.replace_all_uses_with(result)
+
+
+def _gated(
+    graph: Graph, region: Region, gate: GateArguments, experts: tuple[Any, ...]
+) -> KeptPairs:
+    """Put the gate in front of a region, and what is counted and collected behind it."""
+    gate, choice = _of_own_tokens(graph, region, gate), whole_choice(region)
+    kept = graph.call_function(
+        GATE,
+        (
+            choice.index,
+            choice.weight,
+            gate.modality,
+            gate.tokens,
+            gate.theta,
+            region.skipped_id,
+            gate.share,
+            gate.kept_mass_exponent,
+            gate.min_k,
+        ),
+    )
+    index = graph.call_function(getitem, (kept, 0))
+    weight = graph.call_function(getitem, (kept, 1))
+    if region.weight.target is g.MARKER:
+        # What else is computed from the weights must not see those of skipped pairs either.
+        region.weight.replace_all_uses_with(weight, lambda user: user is not kept)
+    if (g.shape(gate.counts) or (0,))[0]:
+        counting = (gate.counts, index, gate.modality, region.skipped_id)
+        graph.call_function(COUNT_PAIRS, counting)
+    chosen = (choice.index, choice.weight, index, gate.modality)
+    if gate.sums is not None:
+        graph.call_function(COLLECT_SKIPPED, (gate.sums, region.x, *chosen, *experts))
+    if choice.elsewhere is not None:
+        masking = (choice.elsewhere, region.skipped_id, index)
+        index = graph.call_function(g.aten.where.ScalarSelf, masking)
+    return KeptPairs(index, weight, None if gate.means is None else (*chosen, gate.means))
 
 
 def _of_own_tokens(graph: Graph, region: Region, gate: GateArguments) -> GateArguments:

@@ -36,21 +36,47 @@ def middle_threshold(pristine: nn.Module, call: dict, fraction: float) -> float:
 
 @contextmanager
 def eager_oracle(
-    model: nn.Module, thetas: dict[str, torch.Tensor], modality: torch.Tensor
+    model: nn.Module,
+    thetas: dict[str, torch.Tensor],
+    modality: torch.Tensor,
+    *,
+    kept_mass_exponent: float = 0.0,
+    means: dict[str, torch.Tensor] | None = None,
 ) -> Iterator[None]:
-    """Skip in the unmodified model by giving skipped pairs the weight 0."""
+    """Skip in the unmodified model by giving skipped pairs the weight 0.
+
+    ``means`` ``{layer: [C, E, H]}`` are added in the place of skipped pairs.
+    """
+
+    def gated(theta, args):
+        x, index, weight = args
+        kept, kept_weight = reference.gate(
+            index, weight, modality, theta, 8, "renormalised", kept_mass_exponent
+        )
+        return x, index, weight, kept, kept_weight
 
     def zero_skipped(theta, args):
-        x, index, weight = args
-        kept, _ = reference.gate(index, weight, modality, theta, 8, "renormalised")
-        return x, index, weight.masked_fill(kept == 8, 0)
+        x, index, weight, kept, kept_weight = gated(theta, args)
+        given[id(x)] = (index, weight, kept)
+        return x, index, kept_weight
 
-    handles = [
-        model.get_submodule(path).register_forward_pre_hook(
-            lambda _, args, theta=theta: zero_skipped(theta, args)
+    def compensate(path, args, output):
+        index, weight, kept = given.pop(id(args[0]))
+        return reference.add_skipped_means(output, index, weight, kept, modality, means[path])
+
+    given = {}
+    handles = []
+    for path, theta in thetas.items():
+        layer = model.get_submodule(path)
+        handles.append(
+            layer.register_forward_pre_hook(lambda _, args, theta=theta: zero_skipped(theta, args))
         )
-        for path, theta in thetas.items()
-    ]
+        if means is not None:
+            handles.append(
+                layer.register_forward_hook(
+                    lambda _, args, output, path=path: compensate(path, args, output)
+                )
+            )
     yield
     for handle in handles:
         handle.remove()

@@ -27,7 +27,9 @@ LAYERS = {
     "modes_fx.policy": 1,
     "modes_fx.policy_fields": 1,
     "modes_fx.policy_file": 1,
+    "modes_fx.policy_means": 1,
     "modes_fx.vocabulary": 1,
+    "modes_fx.mean_ops": 2,
     "modes_fx.ops": 2,
     "modes_fx.fused_ops": 2,
     "modes_fx.passes": 3,
@@ -36,6 +38,7 @@ LAYERS = {
     "modes_fx.loops": 4,
     "modes_fx.attach": 4,
     "modes_fx.blocks": 4,
+    "modes_fx.compensation": 4,
     "modes_fx.forward": 4,
     "modes_fx.prepack": 4,
     "modes_fx.backend": 4,
@@ -47,6 +50,7 @@ LAYERS = {
     "modes_fx.__main__": 6,
     "modes_fx.bench": 6,
     "modes_fx.cli": 6,
+    "modes_fx.calibration.__main__": 6,
 }
 MAX_LINES = 400
 
@@ -65,7 +69,7 @@ def name_of(path: Path) -> str:
 
 def component_of(module: str) -> str:
     """The row of the layer table that a module belongs to."""
-    return ".".join(module.split(".")[:2])
+    return module if module in LAYERS else ".".join(module.split(".")[:2])
 
 
 @cache

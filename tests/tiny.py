@@ -1,6 +1,7 @@
 """A tiny random multimodal MoE model, its inputs, and graphs of hand-written experts."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from modes_fx.backend import BackendOptions, compile_graph
+from modes_fx.bench.demo_model.model import build_config, build_processor
 from modes_fx.passes.report import LayerReport
 
 IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END, PAD = 5, 6, 3, 4, 0
@@ -63,6 +65,17 @@ def tiny_vlm(layers: int = 2, dtype: torch.dtype = torch.float32, seed: int = 0)
         elif name.endswith(("gate_up_proj", "down_proj")):
             nn.init.normal_(parameter, std=0.1)
     return model
+
+
+def save_untrained_demo(folder: Path, layers: int = 2) -> Path:
+    """Save an untrained model in the shape of the demo model, of fewer layers; return where."""
+    processor = build_processor()
+    config = build_config(processor.tokenizer)
+    config.text_config.num_hidden_layers = layers
+    torch.manual_seed(0)
+    Qwen3VLMoeForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 def chat(text: int, images: int = 0, seed: int = 0) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Held-out questions: the full model, MoDES at each target, and simpler ways to skip as much."""
+"""Held-out questions: the full model, the policies, and simpler ways to skip as much."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +16,22 @@ from modes_fx.calibration import (
     RandomSkipping,
     ReducedTopK,
     Reference,
+    Selection,
     encode_chats,
+    measure_policy,
     measure_selection,
     recorded_shares,
-    single_threshold,
 )
-from modes_fx.calibration.baselines import Selection
+from modes_fx.calibration.baselines import one_threshold, without_alpha
 
-MODES = "MoDES"
+OURS = "default policy"
+MODES = "MoDES as published"
 WITHOUT_ALPHA = "MoDES without alpha"
 SINGLE_THRESHOLD = "single threshold"
 TOP_K = "reduced top-k"
 TOP_K_RENORMALISED = "reduced top-k, renormalised"
 RANDOM = "random"
-METHODS = (MODES, WITHOUT_ALPHA, SINGLE_THRESHOLD, TOP_K, TOP_K_RENORMALISED, RANDOM)
+METHODS = (OURS, MODES, WITHOUT_ALPHA, SINGLE_THRESHOLD, TOP_K, TOP_K_RENORMALISED, RANDOM)
 
 BATCH_SIZE = 60
 SKIP_TOLERANCE = 0.002
@@ -56,49 +58,49 @@ def compare_methods(
     top_k: int,
     on_progress: Callable[[float], None] = lambda done: None,
 ) -> Comparison:
-    """Evaluate policies as calibrated, and other methods at the skip ratio that MoDES reaches here.
+    """Evaluate policies as calibrated, and other methods at the ratio that the default skips here.
 
     Args:
         model: the unmodified model; as it was again afterwards.
         processor: its processor.
-        policies: calibrated for it, by method: the same targets and options, but for alpha.
+        policies: calibrated for it, by method, all for the same targets.
         questions: held-out questions with their answers.
         top_k: how many experts the model gives each token.
         on_progress: called with the share that is done.
     """
     chats = [question_messages(question, with_answer=True) for question in questions]
-    policy = policies[MODES]
+    policy = policies[OURS]
     with recorded_shares(model, policy) as shares:
         reference = Reference.record(model, encode_chats(processor, chats, BATCH_SIZE))
     full = reference.compare(model).correct
+    modalities = list(next(iter(policy.tau.values())))
+    single = one_threshold(SINGLE_THRESHOLD, without_alpha(policy), shares, modalities)
     measured: dict[float, dict[str, Measurement]] = {}
     steps = 2 * len(policy.targets)
     with Evaluator(model, reference, policy) as evaluator:
         for target in policy.targets:
             methods = {
-                name: evaluator.measure({path: some.theta(path, target) for path in some.alpha})
-                for name, some in policies.items()
+                name: measure_policy(evaluator, some, target) for name, some in policies.items()
             }
-            plain = single_threshold(
-                evaluator, policy, shares, methods[MODES].skip_ratio, tolerance=SKIP_TOLERANCE
-            )
-            measured[target] = {**methods, SINGLE_THRESHOLD: plain.measurement}
+            skip_ratio = methods[OURS].skip_ratio
+            methods[SINGLE_THRESHOLD] = single.at_ratio(evaluator, skip_ratio, SKIP_TOLERANCE)
+            measured[target] = methods
             on_progress(len(measured) / steps)
-    for number, methods in enumerate(measured.values(), start=1):
-        skip_ratio = methods[MODES].skip_ratio
-        k = top_k * (1 - skip_ratio)
-        selections: dict[str, Selection] = {
-            TOP_K: ReducedTopK(k),
-            TOP_K_RENORMALISED: ReducedTopK(k, renormalise=True),
-            RANDOM: RandomSkipping(skip_ratio),
-        }
-        for name, selection in selections.items():
-            methods[name] = measure_selection(model, reference, selection)
-        on_progress((len(measured) + number) / steps)
+        for number, methods in enumerate(measured.values(), start=1):
+            skip_ratio = methods[OURS].skip_ratio
+            k = top_k * (1 - skip_ratio)
+            selections: dict[str, Selection] = {
+                TOP_K: ReducedTopK(k),
+                TOP_K_RENORMALISED: ReducedTopK(k, renormalise=True),
+                RANDOM: RandomSkipping(skip_ratio),
+            }
+            for name, selection in selections.items():
+                methods[name] = measure_selection(evaluator, selection)
+            on_progress((len(measured) + number) / steps)
     return Comparison(
         full=score(questions, full),
         results=[
-            _result(name, target, measurement, methods[MODES], questions)
+            _result(name, target, measurement, methods[OURS], questions)
             for target, methods in measured.items()
             for name, measurement in methods.items()
         ],
@@ -132,7 +134,7 @@ def _result(
     name: str,
     target: float,
     measurement: Measurement,
-    modes: Measurement,
+    ours: Measurement,
     questions: Sequence[Question],
 ) -> Result:
     correct = measurement.difference.correct
@@ -145,7 +147,9 @@ def _result(
         skip_ratio_by_layer=measurement.skip_ratio_by_layer,
         kl=measurement.kl,
     )
-    if name == MODES:
+    if name == OURS:
         return result
-    ahead, interval = paired_difference(correct.numpy(), modes.difference.correct.numpy())
-    return result.model_copy(update={"ahead_of_modes": ahead, "ahead_of_modes_interval": interval})
+    ahead, interval = paired_difference(correct.numpy(), ours.difference.correct.numpy())
+    return result.model_copy(
+        update={"ahead_of_default": ahead, "ahead_of_default_interval": interval}
+    )

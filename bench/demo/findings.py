@@ -1,10 +1,10 @@
 """What the numbers say, in sentences, whichever way they fall."""
 
-from modes_fx.bench.demo.comparison import METHODS, MODES
+from modes_fx.bench.demo.comparison import METHODS, OURS
 from modes_fx.bench.demo.report import DemoReport, Result
 from modes_fx.bench.timing import Timing
 
-VERDICTS = ("better than MoDES", "not told apart from MoDES", "worse than MoDES")
+VERDICTS = ("better than the default", "not told apart from it", "worse")
 
 
 def findings(report: DemoReport) -> list[str]:
@@ -22,14 +22,14 @@ def findings(report: DemoReport) -> list[str]:
 
 
 def verdict(result: Result) -> str:
-    """Say how a method's accuracy compares with that of MoDES, as far as chance lets one tell.
+    """Say how a method's accuracy compares with the default's, as far as chance lets one tell.
 
     Returns:
-        One of ``VERDICTS``; empty for MoDES itself.
+        One of ``VERDICTS``; empty for the default itself.
     """
-    if result.ahead_of_modes_interval is None:
+    if result.ahead_of_default_interval is None:
         return ""
-    lower, upper = result.ahead_of_modes_interval
+    lower, upper = result.ahead_of_default_interval
     better, unclear, worse = VERDICTS
     return better if lower > 0 else worse if upper < 0 else unclear
 
@@ -51,15 +51,15 @@ def _tau0(report: DemoReport) -> str:
 
 
 def _target(report: DemoReport, target: float) -> str:
-    modes = report.result(MODES, target)
-    others = [report.result(name, target) for name in METHODS if name != MODES]
+    ours = report.result(OURS, target)
+    others = [report.result(name, target) for name in METHODS if name != OURS]
     by_modality = ", ".join(
-        f"{name} {percent(ratio)}" for name, ratio in modes.skip_ratio_by_modality.items()
+        f"{name} {percent(ratio)}" for name, ratio in ours.skip_ratio_by_modality.items()
     )
-    least = min([modes, *others], key=lambda result: result.kl)
+    least = min([ours, *others], key=lambda result: result.kl)
     return (
-        f"Target {target:.0%}: MoDES skips {percent(modes.skip_ratio)} of the pairs ({by_modality})"
-        f" and answers {percent(modes.accuracy)} right, the full model "
+        f"Target {target:.0%}: the default policy skips {percent(ours.skip_ratio)} of the pairs "
+        f"({by_modality}) and answers {percent(ours.accuracy)} right, the full model "
         f"{percent(report.full.accuracy)}. In accuracy, {_ranking(others)}. The least KL has "
         f"{least.method}."
     )

@@ -16,7 +16,8 @@ from modes_fx.bench.demo.report import DemoReport, Measured
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
 _STYLE: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        comparison.MODES: ("#0072B2", "o"),
+        comparison.OURS: ("#0072B2", "o"),
+        comparison.MODES: ("#E69F00", "P"),
         comparison.WITHOUT_ALPHA: ("#CC79A7", "D"),
         comparison.SINGLE_THRESHOLD: ("#D55E00", "s"),
         comparison.TOP_K: ("#009E73", "^"),
@@ -118,17 +119,17 @@ def alpha_by_layer(report: DemoReport) -> Figure:
 
 
 def skip_by_layer(report: DemoReport) -> Figure:
-    """The skip ratio of every layer under MoDES, a line for each target."""
+    """The skip ratio of every layer under the default policy, a line for each target."""
     figure = _figure(6.5, 3.8)
     axes = figure.subplots()
     for shade, target in zip(np.linspace(0.4, 1, len(report.targets)), report.targets, strict=True):
-        ratios = report.result(comparison.MODES, target).skip_ratio_by_layer.values()
+        ratios = report.result(comparison.OURS, target).skip_ratio_by_layer.values()
         axes.plot(list(ratios), "o-", color="#0072B2", alpha=shade, label=f"target {target:.0%}")
     axes.set_xlabel("MoE layer")
     axes.set_ylabel("skip ratio, held-out")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(-0.03, 1.03)
-    axes.set_title("Where MoDES skips")
+    axes.set_title("Where the default policy skips")
     _legend_below(figure, axes)
     return figure
 

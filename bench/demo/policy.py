@@ -11,6 +11,7 @@ from modes_fx import SkipPolicy
 from modes_fx.bench.demo.report import CalibrationSection, Measured
 from modes_fx.bench.demo_model import Question, question_messages
 from modes_fx.calibration import CalibrationOptions, Measurement, Reference, run_calibration
+from modes_fx.calibration.options import Method
 from modes_fx.vocabulary import ModalityName
 
 TARGETS = (0.5, 0.75, 0.88)
@@ -30,7 +31,8 @@ def calibrate_demo(
     questions: Sequence[Question],
     folder: Path,
     *,
-    alpha_exponent: float = 1.0,
+    method: Method = "default",
+    alpha_exponent: float | None = None,
 ) -> tuple[SkipPolicy, CalibrationSection]:
     """Calibrate a policy and save it; shows its own progress.
 
@@ -39,15 +41,16 @@ def calibrate_demo(
         processor: its processor.
         questions: with their answers, to calibrate on.
         folder: where the policy is saved.
-        alpha_exponent: 1 is the method; 0 does without alpha, with a threshold for each modality.
+        method: see ``CalibrationOptions``, likewise the exponent.
+        alpha_exponent: see there.
 
     Returns:
         The policy, and what the report says about it.
     """
     chats = [question_messages(question, with_answer=True) for question in questions]
-    options = replace(OPTIONS, alpha_exponent=alpha_exponent)
+    options = replace(OPTIONS, method=method, alpha_exponent=alpha_exponent)
     calibration = run_calibration(model, processor, chats, TARGETS, options=options)
-    policy, frontier = calibration.policy, calibration.frontier
+    policy, tuned = calibration.policy, calibration.tuned
     policy.save_pretrained(folder)
     section = CalibrationSection(
         policy=str(folder),
@@ -57,10 +60,15 @@ def calibrate_demo(
         special_token_share=_special_token_share(calibration.reference, processor),
         alpha=policy.alpha,
         targets={
-            target: _measured(found.tau, found.measurement)
-            for target, found in frontier.found.items()
+            target: _measured(chosen.tau, chosen.measurement)
+            for target, chosen in tuned.chosen.items()
         },
-        searched=[_measured(tau, measurement) for tau, measurement in frontier.evaluated],
+        searched=[_measured(tau, measurement) for tau, measurement in tuned.frontier.evaluated],
+        alpha_exponent=tuned.alpha_exponent,
+        kept_mass_exponent=tuned.kept_mass_exponent,
+        mean_strength=tuned.mean_strength,
+        passes=calibration.cost.passes,
+        sweep_passes=calibration.cost.sweep_passes,
     )
     return policy, section
 

@@ -1,16 +1,11 @@
 """The report as files: JSON, Markdown, one HTML page with everything in it, and the plots."""
 
-import base64
-import re
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined
-from markdown_it import MarkdownIt
 
 from modes_fx.bench.demo.findings import findings, percent
 from modes_fx.bench.demo.plots import save_plots
 from modes_fx.bench.demo.report import DemoReport, Interval, Result
+from modes_fx.calibration.report import page
 
 
 def write_report(report: DemoReport, folder: Path) -> None:
@@ -27,14 +22,11 @@ def write_report(report: DemoReport, folder: Path) -> None:
 
 def to_markdown(report: DemoReport) -> str:
     """Render the report as Markdown; the plots are linked as ``<name>.png``."""
-    environment = _environment()
-    environment.filters |= {
-        "percent": percent,
-        "interval": _interval,
-        "difference": _difference,
-    }
     tokens = report.calibration.tokens.items()
-    return environment.from_string(_template("report.md.jinja")).render(
+    return page.to_markdown(
+        __package__,
+        "report.md.jinja",
+        {"percent": percent, "interval": _interval, "difference": _difference},
         report=report,
         env=report.environment,
         versions=", ".join(f"{k} {v}" for k, v in report.environment.versions.items()),
@@ -50,23 +42,7 @@ def to_html(markdown: str, folder: Path) -> str:
         markdown: from :func:`to_markdown`.
         folder: where the images are.
     """
-    content = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    content = re.sub(
-        r'src="([^"]+\.png)"', lambda link: f'src="{_embedded(folder / link[1])}"', content
-    )
-    return _environment().from_string(_template("page.html.jinja")).render(content=content)
-
-
-def _environment() -> Environment:
-    return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-
-
-def _template(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _embedded(image: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
+    return page.to_html(markdown, folder, title="MoDES-FX demo")
 
 
 def _interval(interval: Interval) -> str:
@@ -75,7 +51,7 @@ def _interval(interval: Interval) -> str:
 
 
 def _difference(result: Result) -> str:
-    if result.ahead_of_modes is None or result.ahead_of_modes_interval is None:
+    if result.ahead_of_default is None or result.ahead_of_default_interval is None:
         return ""
-    lower, upper = result.ahead_of_modes_interval
-    return f"{100 * result.ahead_of_modes:+.1f} ({100 * lower:+.1f} to {100 * upper:+.1f})"
+    lower, upper = result.ahead_of_default_interval
+    return f"{100 * result.ahead_of_default:+.1f} ({100 * lower:+.1f} to {100 * upper:+.1f})"

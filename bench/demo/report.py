@@ -54,7 +54,7 @@ class Measured(Section):
 
 
 class CalibrationSection(Section):
-    """The policy of MoDES and how it was found.
+    """The default policy and how it was found.
 
     Attributes:
         policy: the folder it was saved to.
@@ -65,6 +65,11 @@ class CalibrationSection(Section):
         alpha: by layer and modality, summing to 1 over the layers.
         targets: the choice for each target.
         searched: every choice that the search measured.
+        alpha_exponent: chosen; 1 is as published, 0 does without alpha.
+        kept_mass_exponent: of the partial renormalisation of kept weights, chosen; 0 for none.
+        mean_strength: how much of the mean outputs of skipped experts is added, chosen.
+        passes: how often the samples went through the model.
+        sweep_passes: the least and the most that the published search takes for tau alone.
     """
 
     policy: str
@@ -75,6 +80,11 @@ class CalibrationSection(Section):
     alpha: dict[str, ByModality]
     targets: dict[float, Measured]
     searched: list[Measured]
+    alpha_exponent: float
+    kept_mass_exponent: float
+    mean_strength: float
+    passes: float
+    sweep_passes: tuple[int, int]
 
 
 class Scores(Section):
@@ -104,12 +114,13 @@ class Result(Scores):
         method: its name.
         target: the skip ratio that the policy was calibrated for.
         skip_ratio: reached on the held-out questions. Methods that are not calibrated are set to
-            what MoDES reaches there.
+            what the default policy reaches there.
         skip_ratio_by_modality: likewise.
         skip_ratio_by_layer: likewise, by path.
         kl: from the full model, mean over answer tokens.
-        ahead_of_modes: this method's accuracy minus that of MoDES at the target; None for MoDES.
-        ahead_of_modes_interval: of that difference, by bootstrap over the questions.
+        ahead_of_default: this method's accuracy minus the default policy's at the target; None for
+            the default itself.
+        ahead_of_default_interval: of that difference, by bootstrap over the questions.
     """
 
     method: str
@@ -118,8 +129,8 @@ class Result(Scores):
     skip_ratio_by_modality: ByModality
     skip_ratio_by_layer: dict[str, float]
     kl: float
-    ahead_of_modes: float | None = None
-    ahead_of_modes_interval: Interval | None = None
+    ahead_of_default: float | None = None
+    ahead_of_default_interval: Interval | None = None
 
 
 class TimedCase(Section):

@@ -11,7 +11,13 @@ from rich.console import Console
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modes_fx import ExplainReport, MatchError, SkipPolicy, explain
-from modes_fx.bench.demo.comparison import MODES, WITHOUT_ALPHA, Comparison, compare_methods
+from modes_fx.bench.demo.comparison import (
+    MODES,
+    OURS,
+    WITHOUT_ALPHA,
+    Comparison,
+    compare_methods,
+)
 from modes_fx.bench.demo.generation import Load, require_compiler, time_generation
 from modes_fx.bench.demo.policy import calibrate_demo
 from modes_fx.bench.demo.render import write_report
@@ -61,7 +67,7 @@ def run_demo(
         MatchError: an MoE layer of the model could not be rewritten, or there is no C++ compiler.
     """
     require_compiler()
-    steps = Steps(console, total=7)
+    steps = Steps(console, total=8)
     size = QUICK if quick else FULL
     with _one_thread():
         with steps.step("load", "Load the model"):
@@ -71,7 +77,7 @@ def run_demo(
         policies, calibration = _calibrate(steps, model, processor, size, out)
         top_k = explained.layers[0].top_k
         compared = _compare(steps, model, processor, policies, size, top_k)
-        timing = _time(steps, load, policies[MODES], size)
+        timing = _time(steps, load, policies[OURS], size)
         environment = describe_environment()
     report = DemoReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,14 +161,24 @@ def _calibrate(
 ) -> tuple[dict[str, SkipPolicy], CalibrationSection]:
     questions = calibration_questions(size.calibration)
     with steps.step("calibrate", "Calibrate a policy", bar=False):
-        modes, section = calibrate_demo(model, processor, questions, out / "policy")
+        ours, section = calibrate_demo(model, processor, questions, out / "policy")
     steps.say(f"policy saved to {section.policy}")
+    with steps.step("calibrate_modes", "Calibrate one as published", bar=False):
+        modes, published = calibrate_demo(
+            model, processor, questions, out / "policy_modes", method="modes"
+        )
+    steps.say(f"policy saved to {published.policy}")
     with steps.step("calibrate_without_alpha", "Calibrate one without alpha", bar=False):
         plain, other = calibrate_demo(
-            model, processor, questions, out / "policy_without_alpha", alpha_exponent=0
+            model,
+            processor,
+            questions,
+            out / "policy_without_alpha",
+            method="modes",
+            alpha_exponent=0.0,
         )
     steps.say(f"policy saved to {other.policy}")
-    return {MODES: modes, WITHOUT_ALPHA: plain}, section
+    return {OURS: ours, MODES: modes, WITHOUT_ALPHA: plain}, section
 
 
 def _compare(

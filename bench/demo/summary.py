@@ -36,7 +36,7 @@ def _accuracy_table(report: DemoReport) -> Table:
         "method",
         ["skipped", "text", "vision", "right", "KL"],
     )
-    table.add_column("vs MoDES")
+    table.add_column("vs default")
     table.add_row("full model", "0.0", "", "", _points(report.full.accuracy), "0", "")
     for target in report.targets:
         table.add_section()
@@ -52,7 +52,7 @@ def _accuracy_table(report: DemoReport) -> Table:
                     f"{result.kl:.4f}",
                     _SHORT[verdict(result)],
                 )
-    table.caption = "vs MoDES: by the 95 % interval of the difference on the same questions"
+    table.caption = "vs default: by the 95 % interval of the difference on the same questions"
     return table
 
 

@@ -1,5 +1,6 @@
 """The demo model's architecture, tokenizer and processor, and how to load the trained one."""
 
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -44,6 +45,26 @@ _CHAT_TEMPLATE = (
 )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The size of the language model's mixture of experts.
+
+    Attributes:
+        layers: L.
+        experts: E, in each layer.
+        top_k: K, experts per token.
+        width: I, each expert's intermediate size.
+    """
+
+    layers: int
+    experts: int
+    top_k: int
+    width: int
+
+
+DEMO_SHAPE = Shape(layers=8, experts=32, top_k=8, width=32)
+
+
 def load_model(
     dtype: torch.dtype = torch.float32, folder: Path | None = None
 ) -> tuple[Qwen3VLMoeForConditionalGeneration, ProcessorMixin]:
@@ -63,26 +84,28 @@ def load_model(
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLMoeForConditionalGeneration:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, shape: Shape = DEMO_SHAPE
+) -> Qwen3VLMoeForConditionalGeneration:
     """Build the untrained model; its weights follow torch's global random seed."""
-    return Qwen3VLMoeForConditionalGeneration(build_config(tokenizer))
+    return Qwen3VLMoeForConditionalGeneration(build_config(tokenizer, shape))
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLMoeConfig:
-    """Describe a small model with the structure of the large ones: top-8 of 32 experts."""
+def build_config(tokenizer: PreTrainedTokenizerFast, shape: Shape = DEMO_SHAPE) -> Qwen3VLMoeConfig:
+    """Describe a small model with the structure of the large ones; by default top-8 of 32."""
     hidden = 128
     token_id = tokenizer.convert_tokens_to_ids
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden,
         "intermediate_size": 4 * hidden,
-        "num_hidden_layers": 8,
+        "num_hidden_layers": shape.layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,
-        "num_experts": 32,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 32,
+        "num_experts": shape.experts,
+        "num_experts_per_tok": shape.top_k,
+        "moe_intermediate_size": shape.width,
         "max_position_embeddings": 512,
         # The default of 0.02 suits layers 20 times as wide; here it would leave the experts
         # with so little to say at first that the model learns to do without them.

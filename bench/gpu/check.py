@@ -17,7 +17,7 @@ TESTS = ("tests/modes_fx/kernels/triton", "tests/modes_fx/test_fused_ops.py")
 
 def run_tests() -> tuple[bool, str]:
     """Run all tests of the kernels, on the device; return whether they passed, and their sum."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "grid or not grid", *TESTS]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = (done.stdout.strip() or "nothing was run").splitlines()
     named = [*lines, *done.stderr.splitlines()]

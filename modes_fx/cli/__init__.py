@@ -3,6 +3,7 @@
 import typer
 
 from modes_fx.cli.bench import bench
+from modes_fx.cli.calibrate import calibrate
 from modes_fx.cli.demo import demo
 from modes_fx.cli.errors import ReportingGroup
 from modes_fx.cli.explain import explain
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(calibrate)
 app.command()(demo)
 app.command()(explain)
 app.command()(tune)

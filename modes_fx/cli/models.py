@@ -1,9 +1,11 @@
 """Load the model that a command names, and make inputs to try it on."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 from transformers import (
@@ -36,7 +38,11 @@ class Probes:
 
 
 def load_named_model(
-    name: str, *, trust_remote_code: bool = False, config_only: bool = False
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    config_only: bool = False,
+    place: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model in the dtype it is stored in, and its processor.
 
@@ -44,6 +50,8 @@ def load_named_model(
         name: a local folder, the id of a hub repository, or "demo" for the shipped demo model.
         trust_remote_code: whether code from the repository may run.
         config_only: build the model from its config on the meta device, without weights.
+        place: put it on the accelerators there are: on this process's own where several were
+            launched, else spread over all.
 
     Returns:
         The model in eval mode, and its processor or tokenizer, or None where it has neither.
@@ -63,7 +71,7 @@ def load_named_model(
             with torch.device("meta"):
                 model = family.from_config(config, **remote)
         else:
-            model = family.from_pretrained(name, dtype="auto", **remote)
+            model = family.from_pretrained(name, dtype="auto", **_placement(place), **remote)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the model {name!r} cannot be loaded: {first_line(error)} Name a folder that "
@@ -74,6 +82,13 @@ def load_named_model(
     except (OSError, ValueError, ImportError):
         processor = None
     return model.eval(), processor
+
+
+def _placement(place: bool) -> dict[str, Any]:
+    if not place or not torch.accelerator.is_available():
+        return {}
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return {"device_map": {"": PartialState().device} if launched else "auto"}
 
 
 def make_probes(model: PreTrainedModel, processor: Any) -> Probes:

@@ -138,6 +138,36 @@ def experts(
     return out.to(x.dtype)
 
 
+def add_skipped_means(
+    out: torch.Tensor,
+    index: torch.Tensor,
+    weight: torch.Tensor,
+    kept_index: torch.Tensor,
+    modality: torch.Tensor,
+    means: torch.Tensor,
+) -> torch.Tensor:
+    """Add, for every skipped pair, its weight times its expert's mean output, one pair at a time.
+
+    Args:
+        out: ``[T, H]`` the kept experts' output.
+        index: ``[T, K]`` integer, the experts the router chose.
+        weight: ``[T, K]`` combine weights, before the gate.
+        kept_index: ``[T, K]`` the gate's choice; a pair is skipped where it differs from ``index``.
+        modality: ``[>= T]`` int8, modality code of each token.
+        means: ``[C, E, H]`` by modality code and expert; tokens of codes >= C get nothing.
+
+    Returns:
+        ``[T, H]`` in the dtype of ``out``, accumulated in float32 (float64 for float64).
+    """
+    total = out.to(torch.promote_types(out.dtype, torch.float32), copy=True)
+    codes, experts_of_code, _ = means.shape
+    for t, i in (kept_index != index).nonzero().tolist():
+        code, e = int(modality[t]), int(index[t, i])
+        if code < codes and e < experts_of_code:
+            total[t] += weight[t, i].to(total.dtype) * means[code, e].to(total.dtype)
+    return total.to(out.dtype)
+
+
 def _expert_matmul(e: int) -> Matmul:
     def matmul(
         rows: torch.Tensor, weight: torch.Tensor, transposed: bool, bias: torch.Tensor | None

@@ -14,9 +14,11 @@ from modes_fx.bench.demo_model.chat import question_messages
 from modes_fx.bench.demo_model.questions import calibration_questions
 from modes_fx.calibration import (
     CalibrationOptions,
+    Evaluator,
     RandomSkipping,
     UnreachableTargetError,
     calibrate,
+    measure_policy,
     measure_selection,
     run_calibration,
 )
@@ -25,13 +27,13 @@ from modes_fx.vocabulary import Modality
 
 pytestmark = pytest.mark.filterwarnings("ignore:the calibration data has only")
 
-QUICK = CalibrationOptions(size=3)
+QUICK = CalibrationOptions(method="modes")
 NOTHING_SPECIAL = SimpleNamespace(all_special_ids=[])
 
 
 @pytest.fixture(scope="module")
 def calibration(model, batches):
-    options = CalibrationOptions(size=3, data_name="random chats", seed=7)
+    options = CalibrationOptions(data_name="random chats", seed=7)
     return run_calibration(
         model, NOTHING_SPECIAL, batches, [0.75, 0.5], options=options, progress=False
     )
@@ -50,19 +52,38 @@ def test_the_policy_says_what_it_was_made_from(model, calibration) -> None:
         assert sum(alpha[name] for alpha in policy.alpha.values()) == pytest.approx(1)
 
 
+def test_the_published_method_is_one_option_away(model, batches) -> None:
+    found = run_calibration(model, NOTHING_SPECIAL, batches, [0.5], options=QUICK, progress=False)
+    policy = found.policy
+    assert (policy.alpha_exponent, policy.kept_mass_exponent, policy.mean_strength) == (1, 0, 0)
+    assert policy.means is None
+    assert found.tuned.steps == []
+
+
+def test_what_it_took_is_counted_beside_what_the_published_procedures_take(calibration) -> None:
+    cost = calibration.cost
+    assert cost.alpha_layer_forwards == 2 * 4
+    assert cost.alpha_plain_layer_forwards == 2 * 5
+    assert cost.sweep_passes == (200, 398)
+    assert cost.brute_force_passes == 10_000
+    assert 0 < cost.tau_passes < cost.passes < cost.sweep_passes[0]
+
+
 def test_the_policy_survives_being_saved(calibration, tmp_path) -> None:
     calibration.policy.save_pretrained(tmp_path)
     assert SkipPolicy.from_pretrained(tmp_path) == calibration.policy
 
 
 def test_calibrating_again_gives_the_same(model, batches, calibration) -> None:
-    again = calibrate(model, NOTHING_SPECIAL, batches, [0.5, 0.75], options=QUICK, progress=False)
+    options = CalibrationOptions(data_name="random chats", seed=7)
+    again = calibrate(model, NOTHING_SPECIAL, batches, [0.5, 0.75], options=options, progress=False)
     assert again.alpha == calibration.policy.alpha
+    assert again.means == calibration.policy.means
     assert again.tau == calibration.policy.tau
 
 
 def test_one_alpha_may_be_shared_by_the_modalities(model, batches) -> None:
-    options = CalibrationOptions(size=3, alpha_mode="shared", alpha_exponent=0.5)
+    options = CalibrationOptions(method="modes", alpha_mode="shared", alpha_exponent=0.5)
     policy = calibrate(model, NOTHING_SPECIAL, batches, [0.5], options=options, progress=False)
     assert policy.alpha_mode == "shared"
     assert policy.alpha_exponent == 0.5
@@ -138,7 +159,7 @@ def test_the_user_sees_what_is_to_come_and_how_far_it_is(model, batches, capsys)
     calibrate(model, NOTHING_SPECIAL, batches, [0.5], options=QUICK)
     shown = " ".join(capsys.readouterr().err.split())
     assert "Calibrating 2 MoE layers of 8 experts on 12 samples (186 text, 48 vision" in shown
-    assert "1 pass over them with the full model, 4 for alpha, about 8 for tau" in shown
+    assert "1 pass over them with the full model, about 3 for alpha, about 19 for tau" in shown
     assert "alpha" in shown
     assert "100%" in shown
 
@@ -147,10 +168,15 @@ def test_on_a_trained_model_it_is_far_better_than_chance() -> None:
     model, processor = load_model()
     questions = calibration_questions(60)
     chats = [question_messages(question, with_answer=True) for question in questions]
-    options = CalibrationOptions(size=3, special_tokens="text")
+    options = CalibrationOptions(special_tokens="text", alpha_exponent=0.0)
     found = run_calibration(model, processor, chats, [0.5], options=options, progress=False)
-    skipping = found.frontier.found[0.5].measurement
-    chance = measure_selection(model, found.reference, RandomSkipping(skipping.skip_ratio))
+    chosen = found.tuned.chosen[0.5]
+    skipping = chosen.measurement
+    assert skipping.kl <= chosen.before.kl * 1.02, "extras are off where they do not help"
+    with Evaluator(model, found.reference, found.policy) as evaluator:
+        again = measure_policy(evaluator, found.policy, 0.5)
+        chance = measure_selection(evaluator, RandomSkipping(skipping.skip_ratio))
+    assert again.kl == pytest.approx(skipping.kl, rel=1e-6)
     assert chance.skip_ratio == pytest.approx(skipping.skip_ratio, abs=1e-3)
     assert skipping.kl < chance.kl / 4
     assert skipping.accuracy > chance.accuracy

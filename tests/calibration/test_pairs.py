@@ -23,7 +23,8 @@ def test_a_hook_sees_each_layers_pairs_with_their_modality(model, inputs) -> Non
     with hooked_pairs(model, lambda *pairs: seen.append(pairs)):
         model(**inputs)
     assert [path for path, *_ in seen] == list(find_expert_modules(model))
-    for _, codes, index, weight in seen:
+    for _, codes, x, index, weight in seen:
+        assert x.shape == (12, 32)
         assert_close(codes, token_codes(model, inputs))
         assert index.shape == weight.shape == (12, 2)
     model(**inputs)
@@ -33,9 +34,9 @@ def test_a_hook_sees_each_layers_pairs_with_their_modality(model, inputs) -> Non
 @torch.no_grad()
 def test_a_hook_may_replace_the_pairs(model, inputs) -> None:
     before = model(**inputs).logits
-    with hooked_pairs(model, lambda path, codes, index, weight: (index, weight)):
+    with hooked_pairs(model, lambda path, codes, x, index, weight: (index, weight)):
         assert_close(model(**inputs).logits, before)
-    with hooked_pairs(model, lambda path, codes, index, weight: (index, 0 * weight)):
+    with hooked_pairs(model, lambda path, codes, x, index, weight: (index, 0 * weight)):
         changed = model(**inputs).logits
     assert not torch.allclose(changed, before)
 
@@ -69,7 +70,7 @@ def test_the_policy_says_which_share_and_which_tokens(model, inputs) -> None:
     alpha = {path: {} for path in find_expert_modules(model)}
     policy = SkipPolicy(alpha=alpha, tau={}, share="weight", special_token_ids=special)
     seen = []
-    with hooked_pairs(model, lambda *pairs: seen.append(pairs[3])):
+    with hooked_pairs(model, lambda *pairs: seen.append(pairs[4])):
         model(**inputs)
     with recorded_shares(model, policy) as shares:
         model(**inputs)

@@ -98,8 +98,8 @@ class TestFields:
         [
             ({"bogus": 1}, "unknown field 'bogus'"),
             ({"provenance": {"sed": 1}}, "unknown field 'provenance.sed'"),
-            ({"schema_version": 2}, "schema version 2.*upgrade"),
-            ({"schema_version": 2, "bogus": 1}, "schema version 2.*upgrade"),
+            ({"schema_version": 3}, "schema version 3.*upgrade"),
+            ({"schema_version": 3, "bogus": 1}, "schema version 3.*upgrade"),
             ({"alpha": {LAYER: {"text": "0.5"}}}, rf"alpha\.{LAYER}\.text: .*number"),
             ({"alpha": {LAYER: {"text": -1.0}}}, rf"alpha\.{LAYER}\.text: .*greater"),
             ({"alpha": {LAYER: {"text": math.nan}}}, "finite"),
@@ -204,6 +204,7 @@ class TestFile:
         ("text", "message"),
         [
             ('{"alpha": {},\n "tau": ', "not JSON at line 2, column 9"),
+            ('{"alpha": {}, "tau": {}, "schema_version": 1, "means": 2}', "means: .*Means"),
             ("", "not JSON at line 1"),
             ("[]", "JSON list where an object is expected"),
             ("{}", "lacks the fields alpha, schema_version, tau"),

@@ -7,19 +7,19 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from modes_fx import policy_file
 from modes_fx.errors import PolicyError
-from modes_fx.policy_file import POLICY_FILE, locate_policy, upload_policy_text, write_policy_text
+from modes_fx.policy_file import POLICY_FILE, locate_policy, upload_policy, write_policy
 
 
 def test_a_folder_holds_its_policy(tmp_path):
-    path = write_policy_text(tmp_path / "new" / "folder", "{}")
+    path = write_policy(tmp_path / "new" / "folder", {POLICY_FILE: b"{}"})
     assert locate_policy(path.parent) == path
     assert locate_policy(str(path.parent)) == path
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = write_policy_text(tmp_path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_policy_text(tmp_path, "new \ud800")
+    path = write_policy(tmp_path, {POLICY_FILE: b"old"})
+    with pytest.raises(TypeError):
+        write_policy(tmp_path, {POLICY_FILE: "not bytes"})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -64,13 +64,15 @@ def test_upload_makes_the_repository(monkeypatch):
             calls.append(("create", repo_id, private, exist_ok))
             return SimpleNamespace(repo_id=f"user/{repo_id}")
 
-        def upload_file(self, path_or_fileobj, path_in_repo, repo_id, commit_message):
-            calls.append(("upload", path_or_fileobj, path_in_repo, repo_id))
+        def create_commit(self, repo_id, operations, commit_message):
+            contents = {o.path_in_repo: o.path_or_fileobj for o in operations}
+            calls.append(("commit", repo_id, contents))
 
     monkeypatch.setattr(policy_file, "HfApi", Hub)
-    upload_policy_text("name", "{}", private=True, token="secret")
+    files = {"means": b"0", POLICY_FILE: b"{}"}
+    upload_policy("name", files, private=True, token="secret")
     assert calls == [
         ("token", "secret"),
         ("create", "name", True, True),
-        ("upload", b"{}", POLICY_FILE, "user/name"),
+        ("commit", "user/name", files),
     ]

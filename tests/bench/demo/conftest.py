@@ -2,7 +2,7 @@
 
 import pytest
 
-from modes_fx.bench.demo.comparison import METHODS, MODES
+from modes_fx.bench.demo.comparison import METHODS, OURS
 from modes_fx.bench.demo.report import (
     CalibrationSection,
     DemoReport,
@@ -34,8 +34,8 @@ def scores(accuracy: float) -> dict:
 
 def result(method: str, target: float) -> Result:
     place = METHODS.index(method)
-    compared = {} if method == MODES else {"ahead_of_modes": -0.01 * place}
-    interval = {} if method == MODES else {"ahead_of_modes_interval": (-0.02 * place, 0.005)}
+    compared = {} if method == OURS else {"ahead_of_default": -0.01 * place}
+    interval = {} if method == OURS else {"ahead_of_default_interval": (-0.02 * place, 0.005)}
     return Result(
         **scores(0.9 - 0.011 * place - 0.1 * target),
         **compared,
@@ -117,6 +117,11 @@ def make_report() -> DemoReport:
             alpha={LAYERS[0]: {"text": 0.9, "vision": 1.0}, LAYERS[1]: {"text": 0.1, "vision": 0}},
             targets={target: measured(target) for target in TARGETS},
             searched=[measured(target) for target in (0.4, *TARGETS)],
+            alpha_exponent=0.0,
+            kept_mass_exponent=0.25,
+            mean_strength=0.5,
+            passes=80.0,
+            sweep_passes=(300, 597),
         ),
         full=Scores(**scores(0.95)),
         results=[result(method, target) for target in TARGETS for method in METHODS],

@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from modes_fx.bench.demo.comparison import MODES, RANDOM, SINGLE_THRESHOLD
+from modes_fx.bench.demo.comparison import OURS, RANDOM, SINGLE_THRESHOLD
 from modes_fx.bench.demo.findings import findings, verdict
 from modes_fx.bench.demo.report import DemoReport
 
 
 def with_interval(report: DemoReport, method: str, interval: tuple[float, float]) -> DemoReport:
-    """The report, with a method's difference to MoDES at each target replaced."""
-    change = {"ahead_of_modes": sum(interval) / 2, "ahead_of_modes_interval": interval}
+    """The report, with a method's difference to the default at each target replaced."""
+    change = {"ahead_of_default": sum(interval) / 2, "ahead_of_default_interval": interval}
     results = [
         result.model_copy(update=change) if result.method == method else result
         for result in report.results
@@ -22,9 +22,9 @@ def with_interval(report: DemoReport, method: str, interval: tuple[float, float]
 @pytest.mark.parametrize(
     ("interval", "words"),
     [
-        ((0.01, 0.05), "better than MoDES"),
-        ((-0.05, -0.01), "worse than MoDES"),
-        ((-0.01, 0.05), "not told apart from MoDES"),
+        ((0.01, 0.05), "better than the default"),
+        ((-0.05, -0.01), "worse"),
+        ((-0.01, 0.05), "not told apart from it"),
     ],
 )
 def test_a_method_is_better_or_worse_only_where_its_interval_says_so(report, interval, words):
@@ -36,8 +36,8 @@ def test_a_method_is_better_or_worse_only_where_its_interval_says_so(report, int
         assert re.search(f"{words}: [^;.]*{SINGLE_THRESHOLD}", sentence)
 
 
-def test_modes_has_no_verdict_on_itself(report):
-    assert verdict(report.result(MODES, 0.5)) == ""
+def test_the_default_has_no_verdict_on_itself(report):
+    assert verdict(report.result(OURS, 0.5)) == ""
 
 
 def test_the_least_kl_is_named_whoever_has_it(report):

@@ -56,7 +56,7 @@ def test_a_token_that_keeps_nothing_gets_zero(device) -> None:
     assert (got == 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("experts", [1, 3, 8, 128])

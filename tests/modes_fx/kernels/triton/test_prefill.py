@@ -114,7 +114,7 @@ def test_weights_of_eight_bits_with_a_scale_for_each_expert(device) -> None:
     assert_right(given._replace(params=[up, scales[0], down, scales[1]], body=body), sizes.E)
 
 
-@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("experts", [1, 3, 8, 128])
