@@ -14,7 +14,7 @@ T tokens, K experts per token, E experts, H hidden size, M modality codes.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,8 +98,6 @@ def _(modality: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
     return modality.new_empty(rows.shape[:-1])
 
 
-Implementation = TypeVar("Implementation", bound=Callable[..., Any])
-
 # Goes straight to a C++ kernel: while a graph is captured, torch's dispatcher in Python still holds
 # what it resolved before the library was loaded.
 _CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -130,12 +128,13 @@ _library.define(
 )
 
 
-def implements(op: str) -> Callable[[Implementation], Implementation]:
-    """Register a function as what an op runs on devices that have no kernel of their own."""
+def implements(op: str) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
+    """Make a function what an op runs on devices that have no kernel of their own; return the op."""
 
-    def register(function: Implementation) -> Implementation:
+    def register(function: Callable[..., Any]) -> torch._ops.OpOverload:
         _library.impl(op, function, "CompositeExplicitAutograd")
-        return function
+        overload: torch._ops.OpOverload = getattr(torch.ops.modes_fx, op).default
+        return overload
 
     return register
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from modes_fx import SkipPolicy
 from modes_fx.calibration.curves import quantile_curve, quantile_curves, release_curves
-from modes_fx.calibration.search import thetas_of
+from modes_fx.calibration.plane import thetas_of
 from modes_fx.kernels.reference import gate
 from modes_fx.vocabulary import Modality
 
