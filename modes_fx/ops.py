@@ -129,7 +129,7 @@ _library.define(
 
 
 def implements(op: str) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
-    """Make a function what an op runs on devices that have no kernel of their own; return the op."""
+    """Make a function what an op runs where a device has no kernel of its own; return the op."""
 
     def register(function: Callable[..., Any]) -> torch._ops.OpOverload:
         _library.impl(op, function, "CompositeExplicitAutograd")
