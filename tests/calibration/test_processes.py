@@ -44,7 +44,8 @@ def test_two_processes_agree_and_fail_together(tmp_path) -> None:
         [*launch, script], cwd=tmp_path, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "agreed-0").exists() and (tmp_path / "agreed-1").exists()
+    assert (tmp_path / "agreed-0").exists()
+    assert (tmp_path / "agreed-1").exists()
 
 
 def test_one_process_does_all_and_raises_what_it_meets() -> None:
