@@ -1,6 +1,7 @@
 // The rows of one expert times a projection, in the way that suits its layout and how many there are.
 #pragma once
 
+#include "brgemm.h"
 #include "call.h"
 #include "columns.h"
 #include "panels.h"
@@ -48,7 +49,15 @@ class Multiplier {
     return round_up(std::max(along, across), 64);
   }
 
-  explicit Multiplier(char* scratch) : scratch_(scratch) {}
+  // Whether rows have to lie at even distances, which products of many rows then make use of.
+  static constexpr bool EVEN_ROWS = USE_BRGEMM<T>;
+
+  // row_stride: from one row to the next, where they lie at even distances.
+  Multiplier(char* scratch, int64_t row_stride) : scratch_(scratch), row_stride_(row_stride) {}
+
+  ~Multiplier() {
+    if constexpr (USE_BRGEMM<T>) release_brgemm();
+  }
 
   // How many tiles are best multiplied together.
   static int64_t tiles_at_once(const Projection<T>& projection) {
@@ -91,6 +100,11 @@ class Multiplier {
     for (int h = 0; h < 2; ++h) {
       panel[h] = by.packed ? by.start(h, t) : pack(by, h, t);
     }
+    if constexpr (USE_BRGEMM<T>) {
+      if (count > BOUND_BY_MEMORY && K % Panel<T>::GROUP == 0) {
+        return many_rows(a[0], count, K, panel, t, use);
+      }
+    }
     Ahead ahead;
     if (next) {
       ahead.low = reinterpret_cast<const char*>(next->start(0, next_t));
@@ -113,6 +127,20 @@ class Multiplier {
         }
       });
       use(t, group.first, group.rows, c, TILE);
+    }
+  }
+
+  template <class Use>
+  void many_rows(
+      const T* a, int64_t count, int64_t K, const T* const (&panel)[2], int64_t t, Use&& use) {
+    alignas(64) float c[BRGEMM_ROWS * TILE];
+    for (int64_t first = 0; first < count; first += BRGEMM_ROWS) {
+      const int rows = int(std::min(BRGEMM_ROWS, count - first));
+      for (int h = 0; h < 2; ++h) {
+        multiply_brgemm(
+            a + first * row_stride_, row_stride_, rows, K, panel[h], c + h * PANEL, TILE);
+      }
+      use(t, first, rows, c, TILE);
     }
   }
 
@@ -178,6 +206,7 @@ class Multiplier {
   }
 
   char* scratch_;
+  int64_t row_stride_;
 };
 
 }  // namespace modes_fx
