@@ -76,6 +76,8 @@ class Experts {
     return Multiplier<T>(multipliers_ + thread * multiplier_bytes_, row_stride);
   }
 
+  int64_t average_rows() const { return pairs_.count / pairs_.experts_hit; }
+
   // Whether each pair has a row of its own for the up product, rather than its token's.
   bool own_inputs() const { return body_.prologue || Multiplier<T>::EVEN_ROWS; }
 
@@ -129,7 +131,8 @@ class Experts {
     Multiplier<T> multiplier_of = multiplier(thread, sum_stride_);
     const int64_t columns = body_.streams == Streams::one ? TILE : PANEL;
     const int64_t tiles = (width_ + columns - 1) / columns;
-    const int64_t at_once = Multiplier<T>::tiles_at_once(up_projection(0));
+    const int64_t at_once = Multiplier<T>::tiles_at_once(
+        up_projection(0), average_rows(), tiles * pairs_.experts_hit / call_.runtime.threads);
     const int64_t per_expert = (tiles + at_once - 1) / at_once;
     const int64_t tasks = pairs_.experts_hit * per_expert;
     for (int64_t task; (task = next_task_++) < tasks;) {
@@ -156,8 +159,9 @@ class Experts {
   void down(int thread) {
     Multiplier<T> multiplier_of = multiplier(thread, h_stride_);
     const int threads = call_.runtime.threads;
-    const int64_t at_once = Multiplier<T>::tiles_at_once(down_projection(0));
     const int64_t tiles = (call_.hidden + TILE - 1) / TILE;
+    const int64_t at_once =
+        Multiplier<T>::tiles_at_once(down_projection(0), average_rows(), tiles / threads);
     // Few large pieces read h seldom; some more of them keep the threads equally busy.
     const int64_t pieces = threads == 1 ? 1 : 4 * threads;
     const int64_t piece = round_up((tiles + pieces - 1) / pieces, at_once);

@@ -6,6 +6,7 @@
 #include "columns.h"
 #include "panels.h"
 #include "rows.h"
+#include "stream.h"
 
 #include <algorithm>
 
@@ -46,7 +47,8 @@ class Multiplier {
   static int64_t scratch_bytes(int64_t K) {
     const int64_t along = 2 * panel_size<T>(K) * sizeof(T);
     const int64_t across = columns_scratch<T>() * sizeof(T) + ROWS_BLOCK * WIDE * TILE * sizeof(float);
-    return round_up(std::max(along, across), 64);
+    const int64_t stream = BOUND_BY_MEMORY * STREAMED * TILE * sizeof(float);
+    return round_up(std::max({along, across, stream}), 64);
   }
 
   // Whether rows have to lie at even distances, which products of many rows then make use of.
@@ -59,9 +61,11 @@ class Multiplier {
     if constexpr (USE_BRGEMM<T>) release_brgemm();
   }
 
-  // How many tiles are best multiplied together.
-  static int64_t tiles_at_once(const Projection<T>& projection) {
-    return projection.packed || projection.along_k() ? 1 : WIDE;
+  // How many tiles are best multiplied together, with about so many rows, where so many tiles are
+  // the share of one thread.
+  static int64_t tiles_at_once(const Projection<T>& projection, int64_t rows, int64_t share) {
+    if (projection.packed || projection.along_k()) return 1;
+    return rows > BOUND_BY_MEMORY ? WIDE : std::clamp<int64_t>(share, WIDE, STREAMED);
   }
 
   // Computes tiles t0 ... t1 - 1 for rows a[0] ... a[count - 1], and gives every group of rows to
@@ -70,7 +74,11 @@ class Multiplier {
   void multiply(
       const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1,
       const Projection<T>* next, int64_t next_t, Use&& use) {
-    if (!by.packed && !by.along_k()) return across(a, count, by, t0, t1, use);
+    if (!by.packed && !by.along_k()) {
+      if (count <= BOUND_BY_MEMORY) return stream(a, count, by, t0, t1, use);
+      for (; t0 < t1; t0 += WIDE) across(a, count, by, t0, std::min(t0 + WIDE, t1), use);
+      return;
+    }
     for (int64_t t = t0; t < t1; ++t) {
       if (!by.packed && count <= MOST_UNPACKED) {
         few_rows(a, count, by, t, use);
@@ -186,6 +194,18 @@ class Multiplier {
       const Group group(count, groups, g);
       use(t, group.first, group.rows, c + group.first * TILE, TILE);
     }
+  }
+
+  template <class Use>
+  void stream(
+      const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1, Use&& use) {
+    float* c = reinterpret_cast<float*>(scratch_);
+    const int64_t first[2] = {by.column(0, t0), by.column(1, t0)};
+    with_rows(int(count), [&](auto rows) {
+      stream_columns<T, decltype(rows)::value>(
+          a, by.half[0].K, by.half, first, by.by_tile, int(t1 - t0), c, STREAMED * TILE);
+    });
+    for (int64_t t = t0; t < t1; ++t) use(t, 0, int(count), c + (t - t0) * TILE, STREAMED * TILE);
   }
 
   template <class Use>
