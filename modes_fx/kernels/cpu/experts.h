@@ -45,7 +45,7 @@ class Experts {
     rows_ = scratch<const T*>(pairs_.count);
     multiplier_bytes_ = Multiplier<T>::scratch_bytes(std::max(call_.hidden, width_));
     multipliers_ = scratch<char>(threads * multiplier_bytes_);
-    if (body_.prologue) {
+    if (own_inputs()) {
       inputs_ = scratch<T>(pairs_.count * sum_stride_);
       in_parallel([&](int) { compute_inputs(); });
     }
@@ -72,9 +72,14 @@ class Experts {
         [](void* context, int thread) { (*static_cast<Work*>(context))(thread); }, &work);
   }
 
-  Multiplier<T> multiplier(int thread) {
-    return Multiplier<T>(multipliers_ + thread * multiplier_bytes_);
+  Multiplier<T> multiplier(int thread, int64_t row_stride) {
+    return Multiplier<T>(multipliers_ + thread * multiplier_bytes_, row_stride);
   }
+
+  int64_t average_rows() const { return pairs_.count / pairs_.experts_hit; }
+
+  // Whether each pair has a row of its own for the up product, rather than its token's.
+  bool own_inputs() const { return body_.prologue || Multiplier<T>::EVEN_ROWS; }
 
   // N and K of a projection.
   std::pair<int64_t, int64_t> sizes(const Half& half) const {
@@ -105,7 +110,7 @@ class Experts {
   }
 
   const T* up_row(int64_t pair) const {
-    if (body_.prologue) return inputs_ + pair * sum_stride_;
+    if (own_inputs()) return inputs_ + pair * sum_stride_;
     return static_cast<const T*>(call_.x) + pairs_.token[pair] * call_.hidden;
   }
 
@@ -113,15 +118,21 @@ class Experts {
   void compute_inputs() {
     for (int64_t p; (p = next_task_++) < pairs_.count;) {
       const T* x = static_cast<const T*>(call_.x) + pairs_.token[p] * call_.hidden;
-      body_.prologue(x, call_.hidden, pairs_.weight[p], inputs_ + p * sum_stride_);
+      T* input = inputs_ + p * sum_stride_;
+      if (body_.prologue) {
+        body_.prologue(x, call_.hidden, pairs_.weight[p], input);
+      } else {
+        std::copy(x, x + call_.hidden, input);
+      }
     }
   }
 
   void up(int thread) {
-    Multiplier<T> multiplier_of = multiplier(thread);
+    Multiplier<T> multiplier_of = multiplier(thread, sum_stride_);
     const int64_t columns = body_.streams == Streams::one ? TILE : PANEL;
     const int64_t tiles = (width_ + columns - 1) / columns;
-    const int64_t at_once = Multiplier<T>::tiles_at_once(up_projection(0));
+    const int64_t at_once = Multiplier<T>::tiles_at_once(
+        up_projection(0), average_rows(), tiles * pairs_.experts_hit / call_.runtime.threads);
     const int64_t per_expert = (tiles + at_once - 1) / at_once;
     const int64_t tasks = pairs_.experts_hit * per_expert;
     for (int64_t task; (task = next_task_++) < tasks;) {
@@ -146,10 +157,11 @@ class Experts {
   }
 
   void down(int thread) {
-    Multiplier<T> multiplier_of = multiplier(thread);
+    Multiplier<T> multiplier_of = multiplier(thread, h_stride_);
     const int threads = call_.runtime.threads;
-    const int64_t at_once = Multiplier<T>::tiles_at_once(down_projection(0));
     const int64_t tiles = (call_.hidden + TILE - 1) / TILE;
+    const int64_t at_once =
+        Multiplier<T>::tiles_at_once(down_projection(0), average_rows(), tiles / threads);
     // Few large pieces read h seldom; some more of them keep the threads equally busy.
     const int64_t pieces = threads == 1 ? 1 : 4 * threads;
     const int64_t piece = round_up((tiles + pieces - 1) / pieces, at_once);
@@ -223,7 +235,7 @@ class Experts {
   const int64_t h_stride_;    // of a row of h
   const int64_t sum_stride_;  // of a row of sums and of inputs
   T* h_ = nullptr;            // [P, I] what the down product reads
-  T* inputs_ = nullptr;       // [P, H] what the up product reads, where the body changes x first
+  T* inputs_ = nullptr;       // [P, H] what the up product reads, where it reads no rows of x itself
   float* sums_ = nullptr;     // [T, H] of tokens with several pairs
   const T** rows_ = nullptr;  // [P] what the product in progress reads
   char* multipliers_ = nullptr;

@@ -1,10 +1,12 @@
 // The rows of one expert times a projection, in the way that suits its layout and how many there are.
 #pragma once
 
+#include "brgemm.h"
 #include "call.h"
 #include "columns.h"
 #include "panels.h"
 #include "rows.h"
+#include "stream.h"
 
 #include <algorithm>
 
@@ -45,14 +47,25 @@ class Multiplier {
   static int64_t scratch_bytes(int64_t K) {
     const int64_t along = 2 * panel_size<T>(K) * sizeof(T);
     const int64_t across = columns_scratch<T>() * sizeof(T) + ROWS_BLOCK * WIDE * TILE * sizeof(float);
-    return round_up(std::max(along, across), 64);
+    const int64_t stream = BOUND_BY_MEMORY * STREAMED * TILE * sizeof(float);
+    return round_up(std::max({along, across, stream}), 64);
   }
 
-  explicit Multiplier(char* scratch) : scratch_(scratch) {}
+  // Whether rows have to lie at even distances, which products of many rows then make use of.
+  static constexpr bool EVEN_ROWS = USE_BRGEMM<T>;
 
-  // How many tiles are best multiplied together.
-  static int64_t tiles_at_once(const Projection<T>& projection) {
-    return projection.packed || projection.along_k() ? 1 : WIDE;
+  // row_stride: from one row to the next, where they lie at even distances.
+  Multiplier(char* scratch, int64_t row_stride) : scratch_(scratch), row_stride_(row_stride) {}
+
+  ~Multiplier() {
+    if constexpr (USE_BRGEMM<T>) release_brgemm();
+  }
+
+  // How many tiles are best multiplied together, with about so many rows, where so many tiles are
+  // the share of one thread.
+  static int64_t tiles_at_once(const Projection<T>& projection, int64_t rows, int64_t share) {
+    if (projection.packed || projection.along_k()) return 1;
+    return rows > BOUND_BY_MEMORY ? WIDE : std::clamp<int64_t>(share, WIDE, STREAMED);
   }
 
   // Computes tiles t0 ... t1 - 1 for rows a[0] ... a[count - 1], and gives every group of rows to
@@ -61,7 +74,11 @@ class Multiplier {
   void multiply(
       const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1,
       const Projection<T>* next, int64_t next_t, Use&& use) {
-    if (!by.packed && !by.along_k()) return across(a, count, by, t0, t1, use);
+    if (!by.packed && !by.along_k()) {
+      if (count <= BOUND_BY_MEMORY) return stream(a, count, by, t0, t1, use);
+      for (; t0 < t1; t0 += WIDE) across(a, count, by, t0, std::min(t0 + WIDE, t1), use);
+      return;
+    }
     for (int64_t t = t0; t < t1; ++t) {
       if (!by.packed && count <= MOST_UNPACKED) {
         few_rows(a, count, by, t, use);
@@ -91,6 +108,11 @@ class Multiplier {
     for (int h = 0; h < 2; ++h) {
       panel[h] = by.packed ? by.start(h, t) : pack(by, h, t);
     }
+    if constexpr (USE_BRGEMM<T>) {
+      if (count > BOUND_BY_MEMORY && K % Panel<T>::GROUP == 0) {
+        return many_rows(a[0], count, K, panel, t, use);
+      }
+    }
     Ahead ahead;
     if (next) {
       ahead.low = reinterpret_cast<const char*>(next->start(0, next_t));
@@ -113,6 +135,20 @@ class Multiplier {
         }
       });
       use(t, group.first, group.rows, c, TILE);
+    }
+  }
+
+  template <class Use>
+  void many_rows(
+      const T* a, int64_t count, int64_t K, const T* const (&panel)[2], int64_t t, Use&& use) {
+    alignas(64) float c[BRGEMM_ROWS * TILE];
+    for (int64_t first = 0; first < count; first += BRGEMM_ROWS) {
+      const int rows = int(std::min(BRGEMM_ROWS, count - first));
+      for (int h = 0; h < 2; ++h) {
+        multiply_brgemm(
+            a + first * row_stride_, row_stride_, rows, K, panel[h], c + h * PANEL, TILE);
+      }
+      use(t, first, rows, c, TILE);
     }
   }
 
@@ -161,6 +197,18 @@ class Multiplier {
   }
 
   template <class Use>
+  void stream(
+      const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1, Use&& use) {
+    float* c = reinterpret_cast<float*>(scratch_);
+    const int64_t first[2] = {by.column(0, t0), by.column(1, t0)};
+    with_rows(int(count), [&](auto rows) {
+      stream_columns<T, decltype(rows)::value>(
+          a, by.half[0].K, by.half, first, by.by_tile, int(t1 - t0), c, STREAMED * TILE);
+    });
+    for (int64_t t = t0; t < t1; ++t) use(t, 0, int(count), c + (t - t0) * TILE, STREAMED * TILE);
+  }
+
+  template <class Use>
   void across(
       const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1, Use&& use) {
     T* packed = reinterpret_cast<T*>(scratch_);
@@ -178,6 +226,7 @@ class Multiplier {
   }
 
   char* scratch_;
+  int64_t row_stride_;
 };
 
 }  // namespace modes_fx
