@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from modes_fx.passes import graph as g
+from modes_fx.passes.attention import share_keys
 from modes_fx.passes.batched_mm import BatchedMM
 from modes_fx.passes.dense_bmm import DenseBMM
 from modes_fx.passes.fuse import fuse_gates
@@ -56,7 +57,7 @@ def rewrite_graph(
     marked = {_owner(names.get(theta, "")) for theta in remove_markers(graph)}
     reports += _left_alone(marked, unknown, reports)
     graph.eliminate_dead_code()
-    if fuse_gates(graph):
+    if fuse_gates(graph) + share_keys(graph):
         graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
