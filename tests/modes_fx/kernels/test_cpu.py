@@ -270,6 +270,7 @@ RUNNABLE = [AMX_BF16, AVX2, DEFAULT] if torch.cpu._is_avx512_bf16_supported() el
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
 def test_other_instruction_sets_compute_the_same(isa) -> None:
     environment = os.environ | {"MODES_FX_ISA": isa.name}
