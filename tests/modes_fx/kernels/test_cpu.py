@@ -23,16 +23,17 @@ from modes_fx.kernels.panels import prepack
 from modes_fx.vocabulary import Modality
 from tests.bodies import FORMS, random_params, random_routing, squared_relu, swiglu
 
-HIDDEN, WIDTH = 192, 96
+HIDDEN, WIDTH = 192, 160
 
-# T, K, E, H and the intermediate size, chosen for the ways in which a product can be computed.
+# T, K, E, H and the intermediate size, chosen for the ways in which a product can be computed. Most
+# forms are built anew for each intermediate size, so there are few.
 PROBLEMS = {
     "one token": (1, 2, 8, HIDDEN, WIDTH),
     "one expert of one": (5, 1, 1, HIDDEN, WIDTH),
     "odd sizes": (13, 3, 5, 75, 33),
     "a few rows": (37, 2, 6, HIDDEN, WIDTH),
-    "many rows": (250, 2, 3, 70, 40),
-    "long rows": (30, 2, 3, 300, 170),
+    "many rows": (250, 2, 3, 70, 33),
+    "long rows": (30, 2, 3, 300, WIDTH),
 }
 
 
@@ -269,15 +270,19 @@ def test_pairs_are_sorted_by_expert_and_stay_in_order(ids, dtype) -> None:
 RUNNABLE = [AMX_BF16, AVX2, DEFAULT] if torch.cpu._is_avx512_bf16_supported() else [AVX2, DEFAULT]
 
 
-@pytest.mark.slow
+FEW = "(float32_equals or bfloat16) and swiglu and not k_major and odd"
+EACH_LAYOUT = (
+    "(float32_equals and (odd or few or many or long) or bfloat16 or packed)"
+    " and not separate and not squared and not weighted"
+)
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("chosen", [FEW, pytest.param(EACH_LAYOUT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
-def test_other_instruction_sets_compute_the_same(isa) -> None:
+def test_other_instruction_sets_compute_the_same(isa, chosen) -> None:
+    """Each builds every kernel again, so that few are enough for a test of every day."""
     environment = os.environ | {"MODES_FX_ISA": isa.name}
-    chosen = (
-        "(float32_equals and (odd or few or many or long) or bfloat16 or packed)"
-        " and not separate and not squared and not weighted"
-    )
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -305,21 +310,30 @@ CALL = """
 """
 
 
-def test_a_process_without_a_compiler_is_told_and_still_right(tmp_path) -> None:
+@pytest.fixture
+def fused() -> float:
+    """What the call gives here."""
+    body, sizes = swiglu(64, 32)
+    torch.manual_seed(0)
+    params = [torch.randn(4, *size) for size in sizes]
+    x, index, weight = torch.randn(5, 64), torch.rand(5, 4).topk(2).indices, torch.rand(5, 2)
+    out = torch.ops.modes_fx.experts(x, index, weight, params, body.to_json(), 4)
+    return float(out.double().sum())
+
+
+def test_a_process_without_a_compiler_is_told_and_still_right(fused, tmp_path) -> None:
     body, sizes = swiglu(64, 32)
     source = CALL.format(imports="import modes_fx.ops", body=body.to_json(), sizes=sizes)
-    fused = run_python(source)
     portable = run_python(source, CXX="/no/compiler", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
-    assert fused.returncode == portable.returncode == 0, portable.stderr
+    assert portable.returncode == 0, portable.stderr
     assert "there is no C++ compiler: install one" in portable.stderr
-    assert float(portable.stdout) == pytest.approx(float(fused.stdout), rel=1e-5)
+    assert float(portable.stdout) == pytest.approx(fused, rel=1e-5)
 
 
-def test_the_libraries_work_in_a_process_that_has_torch_alone() -> None:
+def test_the_libraries_work_in_a_process_that_has_torch_alone(fused) -> None:
     body, sizes = swiglu(64, 32)
     paths = [cpu.build_library(), cpu.build_kernel(body, "float32", detect_isa())]
     load = "\n    ".join(f"torch.ops.load_library({str(path)!r})" for path in paths)
     alone = run_python(CALL.format(imports=load, body=body.to_json(), sizes=sizes))
-    ours = run_python(CALL.format(imports="import modes_fx.ops", body=body.to_json(), sizes=sizes))
     assert alone.returncode == 0, alone.stderr
-    assert float(alone.stdout) == pytest.approx(float(ours.stdout), rel=1e-5)
+    assert float(alone.stdout) == pytest.approx(fused, rel=1e-5)
