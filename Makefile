@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 FOLDERS := passes calibration export bench
 
-.PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench lint types clean \
-	compiler
+.PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench docs \
+	line-coverage lint types clean compiler
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -36,6 +36,13 @@ kernels-report: $(INSTALLED) ## Test and compile the GPU kernels without a GPU, 
 
 gpu-check: $(INSTALLED) ## On a GPU: test the kernels and time them, write out/gpu/report.md
 	$(BIN)/python -m modes_fx.bench.gpu.check --out out/gpu
+
+docs: $(INSTALLED) ## Write the pages that are made from the code: docs/cli.md, docs/messages.md
+	$(BIN)/python -m modes_fx.bench.documents --out docs
+
+line-coverage: $(INSTALLED) compiler ## Which lines the tests run, into out/line-coverage/ (slower)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
+		--cov=modes_fx --cov-report=term:skip-covered --cov-report=html:out/line-coverage
 
 demo: $(INSTALLED) compiler ## Calibrate, compile, evaluate and time the demo model (OUT=out/demo)
 	$(BIN)/modes-fx demo --out $(OUT)

@@ -142,10 +142,3 @@ def test_a_test_file_mirrors_a_source(path):
     mirrored = ROOT / path.relative_to(ROOT / "tests")
     source = mirrored.with_name(mirrored.name.removeprefix("test_"))
     assert source.exists() or source.with_suffix("").is_dir(), f"there is no {source}"
-
-
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_documented_make_targets_exist(page):
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    documented = re.findall(r"(?:`|^|&& )make ([a-z-]+)", (ROOT / page).read_text(), re.MULTILINE)
-    assert set(documented) <= set(targets)
