@@ -7,8 +7,10 @@ as well would take longer without telling the cases apart.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,12 +36,15 @@ PREFILL, DECODE = "prefill", "decode"
 Load = Callable[[], tuple[PreTrainedModel, ProcessorMixin]]
 Inputs = dict[str, Tensor]
 
-_PEERS = {
-    "HF eager, loop over experts": ("eager", False),
-    "HF eager, grouped_mm": ("grouped_mm", False),
-    "HF compiled, grouped_mm": ("grouped_mm", True),
-    "HF compiled, batched_mm": ("batched_mm", True),
-}
+PEERS: Mapping[str, tuple[str, bool]] = MappingProxyType(
+    {
+        "HF eager, loop over experts": ("eager", False),
+        "HF eager, grouped_mm": ("grouped_mm", False),
+        "HF compiled, grouped_mm": ("grouped_mm", True),
+        "HF compiled, batched_mm": ("batched_mm", True),
+    }
+)
+"""transformers' ways: the implementation of its experts, and whether it is compiled."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,39 @@ def time_generation(
         rounds: how often each way runs.
         on_progress: called with the share that is done; compiling counts for half.
     """
-    with dynamo_config.patch(recompile_limit=CAPTURES, accumulated_recompile_limit=CAPTURES):
-        return _time_generation(load, policy, rounds, on_progress)
+    questions = [question for question in heldout_questions(BATCH) if len(question.images) == 1]
+    inputs = encode(load()[1], questions[:BATCH])
+    return time_ways(load, inputs, policy, rounds, on_progress)
+
+
+def time_ways(
+    load: Load,
+    inputs: Inputs,
+    policy: SkipPolicy,
+    rounds: int,
+    on_progress: Callable[[float], None] = lambda done: None,
+    *,
+    compiler: str = "inductor",
+) -> TimingSection:
+    """Compile and time every way to run any model, on a batch of prompts.
+
+    Args:
+        load: makes a fresh copy of the model, with its processor.
+        inputs: of ``generate``.
+        policy: what our ways skip by.
+        rounds: how often each way runs.
+        on_progress: called with the share that is done; compiling counts for half.
+        compiler: of everything that is compiled: "inductor", or "eager" for a first try.
+    """
+    with many_captures():
+        return _time_ways(load, inputs, policy, rounds, on_progress, compiler)
+
+
+def many_captures() -> AbstractContextManager[None]:
+    """Let Dynamo capture as often as there are layers and ways."""
+    limits = {"recompile_limit": CAPTURES, "accumulated_recompile_limit": CAPTURES}
+    patched: AbstractContextManager[None] = dynamo_config.patch(limits)
+    return patched
 
 
 def generate(model: PreTrainedModel, inputs: Inputs, *processors: LogitsProcessor) -> Tensor:
@@ -133,21 +169,24 @@ class PhaseMarker(LogitsProcessor):
         return scores
 
 
-def _time_generation(
-    load: Load, policy: SkipPolicy, rounds: int, on_progress: Callable[[float], None]
+def _time_ways(
+    load: Load,
+    inputs: Inputs,
+    policy: SkipPolicy,
+    rounds: int,
+    on_progress: Callable[[float], None],
+    compiler: str,
 ) -> TimingSection:
-    model, processor = load()
-    questions = [question for question in heldout_questions(BATCH) if len(question.images) == 1]
-    inputs = encode(processor, questions[:BATCH])
+    model = load()[0]
     expected = generate(model, inputs)
     # First, because attaching makes torch capture anew what was compiled before.
-    ours, seconds = _ours(load, inputs, policy)
+    ours, seconds = our_model(load, inputs, policy, compiler)
     tokens_equal = torch.equal(expected, generate(ours, inputs))
-    on_progress(0.5 / (len(_PEERS) + 1))
+    on_progress(0.5 / (len(PEERS) + 1))
     ways: dict[str, Way] = {}
-    for number, (name, (experts, compiled)) in enumerate(_PEERS.items(), start=2):
-        ways[name] = _peer(load, inputs, experts, compiled)
-        on_progress(0.5 * number / (len(_PEERS) + 1))
+    for number, (name, (experts, compiled)) in enumerate(PEERS.items(), start=2):
+        ways[name] = Way(*peer_model(load, inputs, experts, compiled, compiler))
+        on_progress(0.5 * number / (len(PEERS) + 1))
     ways["MoDES-FX, nothing skipped"] = Way(ours, seconds, ours=True)
     for target in policy.targets:
         ways[f"MoDES-FX, target {target:.0%}"] = Way(ours, None, target, ours=True)
@@ -156,16 +195,17 @@ def _time_generation(
         rounds,
         on_round=lambda done: on_progress(0.5 + 0.5 * done / rounds),
     )
-    baselines = {phase: fastest(samples, phase, list(_PEERS)) for phase in (PREFILL, DECODE)}
+    baselines = {phase: fastest(samples, phase, list(PEERS)) for phase in (PREFILL, DECODE)}
+    batch = len(inputs["input_ids"])
     return TimingSection(
-        batch=BATCH,
+        batch=batch,
         prompt_tokens=inputs["input_ids"].shape[1],
         new_tokens=NEW_TOKENS,
         rounds=rounds,
         prefill_baseline=baselines[PREFILL],
         decode_baseline=baselines[DECODE],
         tokens_equal=tokens_equal,
-        cases=_timed_cases(ways, samples, baselines),
+        cases=_timed_cases(ways, samples, baselines, batch),
     )
 
 
@@ -175,29 +215,56 @@ def _timed_generation(way: Way, inputs: Inputs, stopwatch: Stopwatch) -> None:
     generate(way.model, inputs, PhaseMarker(stopwatch))
 
 
-def _peer(load: Load, inputs: Inputs, experts: str, compiled: bool) -> Way:
+def peer_model(
+    load: Load, inputs: Inputs, experts: str, compiled: bool, compiler: str = "inductor"
+) -> tuple[PreTrainedModel, float | None]:
+    """Load a model as transformers runs it.
+
+    Args:
+        load: makes a fresh copy of the model.
+        inputs: what it is compiled for.
+        experts: the implementation of its experts.
+        compiled: whether its decoder is compiled.
+        compiler: what by.
+
+    Returns:
+        The model, and the seconds of the first call where it is compiled.
+    """
     model = load()[0]
     model.set_experts_implementation(experts)
-    return Way(model, _compile_language_model(model, inputs) if compiled else None)
+    if not compiled:
+        return model, None
+    return model, _compile_decoder(model, inputs, backend=compiler)
 
 
-def _ours(load: Load, inputs: Inputs, policy: SkipPolicy) -> tuple[PreTrainedModel, float]:
+def our_model(
+    load: Load, inputs: Inputs, policy: SkipPolicy, compiler: str = "inductor"
+) -> tuple[PreTrainedModel, float]:
+    """Load a model, attach a policy with nothing skipped yet, and compile its decoder.
+
+    Returns:
+        The model, and the seconds of the first call.
+    """
     model = load()[0]
     modes_fx.attach(model, policy)
     modes_fx.set_target(model, None)
-    return model, _compile_language_model(model, inputs, backend=modes_backend)
+    options = {"compiler": compiler}
+    return model, _compile_decoder(model, inputs, backend=modes_backend, options=options)
 
 
-def _compile_language_model(model: PreTrainedModel, inputs: Inputs, **options: Any) -> float:
+def _compile_decoder(model: PreTrainedModel, inputs: Inputs, **options: Any) -> float:
     # The shapes are fixed here; symbolic ones take much longer to capture and are no faster.
-    model.model.language_model.compile(dynamic=False, **options)
+    model.get_decoder().compile(dynamic=False, **options)
     started = time.perf_counter()
     generate(model, inputs)
     return time.perf_counter() - started
 
 
 def _timed_cases(
-    ways: Mapping[str, Way], samples: Mapping[str, Samples], baselines: Mapping[str, str]
+    ways: Mapping[str, Way],
+    samples: Mapping[str, Samples],
+    baselines: Mapping[str, str],
+    batch: int,
 ) -> list[TimedCase]:
     prefill, decode = (summarise(samples, phase, baselines[phase]) for phase in (PREFILL, DECODE))
     return [
@@ -208,7 +275,7 @@ def _timed_cases(
             ours=way.ours,
             prefill=prefill[name],
             decode=decode[name],
-            decode_tokens_per_second=BATCH * (NEW_TOKENS - 1) / decode[name].wall.median,
+            decode_tokens_per_second=batch * (NEW_TOKENS - 1) / decode[name].wall.median,
         )
         for name, way in ways.items()
     ]

@@ -73,7 +73,7 @@ def messages_in(source: str, module: str) -> Iterator[Message]:
         source: of a module.
         module: its name.
     """
-    placed = (node for node in ast.walk(ast.parse(source)) if hasattr(node, "lineno"))
+    placed = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt | ast.expr))
     for node in sorted(placed, key=lambda node: (node.lineno, node.col_offset)):
         call = node.exc if isinstance(node, ast.Raise) else node
         if not isinstance(call, ast.Call) or not call.args:
