@@ -92,7 +92,7 @@ def _tables(bench: EndToEnd) -> list[_Table]:
         for timing in bench.batches
     ]
     if bench.compilations:
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 one.way,
                 f"{one.cold_seconds:.1f}",
