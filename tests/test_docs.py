@@ -126,8 +126,7 @@ def test_explain_runs(command, checkpoint) -> None:
 @pytest.mark.parametrize("page", TEXTS)
 def test_links_lead_somewhere(page) -> None:
     for link in re.findall(r"\]\((?!http)([^)#\s]+)\)", TEXTS[page]):
-        measured = link.startswith("performance/")  # what `make bench` writes
-        assert measured or ((ROOT / page).parent / link).exists(), f"{page} links to {link}"
+        assert ((ROOT / page).parent / link).exists(), f"{page} links to {link}"
 
 
 @pytest.mark.parametrize("page", WRITTEN)
