@@ -6,6 +6,7 @@ from modes_fx.calibration import calibrate
 from modes_fx.errors import MatchError, PolicyError
 from modes_fx.explain import ExplainReport, explain
 from modes_fx.policy import SkipPolicy
+from modes_fx.quantise import quantise_experts
 from modes_fx.vocabulary import Modality
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "explain",
     "modes_backend",
     "pair_counts",
+    "quantise_experts",
     "set_target",
 ]

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from modes_fx.errors import MatchError
 from modes_fx.graph_inputs import GraphInput, graph_inputs, pair_inputs
 from modes_fx.passes.pipeline import refuse_graph, rewrite_graph
-from modes_fx.passes.report import LayerReport
+from modes_fx.passes.report import COMPUTED, LayerReport
 
 CompiledGraph = Callable[..., Any]
 Observer = Callable[[list[LayerReport]], None]
@@ -144,6 +144,15 @@ def warn_unmatched(reports: Sequence[LayerReport]) -> None:
             f"{len(left)} of {len(reports)} MoE layers in this graph were left as they are; the "
             f"first is {left[0].path or '(unnamed)'}: {left[0].reason}. They compute every expert. "
             "See modes_fx.explain(model, **inputs)",
+            stacklevel=2,
+        )
+    computed = [report for report in reports if report.weights == COMPUTED]
+    if computed:
+        warnings.warn(
+            f"{len(computed)} of {len(reports)} MoE layers compute all their experts' weights at "
+            f"every call; the first is {computed[0].path}. They are stored in a form that no "
+            "kernel reads: results are right and pairs are skipped, but it is slow. Int8 with a "
+            "scale for each output column (modes_fx.quantise_experts(model, 8)) is read as it is",
             stacklevel=2,
         )
     if not left and any(not report.gated for report in reports):

@@ -24,9 +24,9 @@ class BatchedMM(Pattern):
             for rows, gathered, matrix_on_left in ((right, left, True), (left, right, False)):
                 found = _gathered(gathered)
                 if found is not None:
-                    weight, transposed, choice = found
-                    gemm = Gemm(node, rows, weight, transposed ^ matrix_on_left)
-                    by_choice[choice].append(gemm)
+                    operand, choice = found
+                    operand = operand._replace(transposed=operand.transposed ^ matrix_on_left)
+                    by_choice[choice].append(Gemm.of(node, rows, operand))
                     break
         return [
             Candidate(self.name, tuple(gemms), index_source=choice, root=choice)
@@ -34,14 +34,15 @@ class BatchedMM(Pattern):
         ]
 
 
-def _gathered(node: Node) -> tuple[Node, bool, Node] | None:
+def _gathered(node: Node) -> tuple[g.Operand, Node] | None:
     swaps = 0
     while node.target in g.TRANSPOSE_OPS:
         swaps += 1
         node = node.all_input_nodes[0]
     if node.target is not g.aten.index.Tensor or len(node.args[1]) != 1:  # type: ignore[arg-type]
         return None
-    weight = g.stacked_weight(node.args[0])  # type: ignore[arg-type]
-    if weight is None:
+    operand = g.stacked_weight(node.args[0])  # type: ignore[arg-type]
+    if operand is None:
         return None
-    return weight[0], weight[1] ^ (swaps % 2 == 1), node.args[1][0]  # type: ignore[index,return-value]
+    operand = operand._replace(transposed=operand.transposed ^ (swaps % 2 == 1))
+    return operand, node.args[1][0]  # type: ignore[index,return-value]

@@ -64,7 +64,7 @@ class DenseBMM(Pattern):
             weight = g.stacked_weight(matrices)
             total = _total(node) if weight is not None else None
             if weight is not None and total is not None:
-                by_total[total].append(Gemm(node, rows, *weight))
+                by_total[total].append(Gemm.of(node, rows, weight))
         spreads = find_spreads(graph)
         candidates = []
         for total, gemms in by_total.items():

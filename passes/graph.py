@@ -1,7 +1,7 @@
 """Small questions about the nodes of a functional ATen graph."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Node
@@ -73,19 +73,74 @@ def through_views(node: Node, wanted: tuple[int, ...] | None = None) -> Node:
     return node
 
 
-def stacked_weight(node: Node) -> tuple[Node, bool] | None:
-    """Return the 3-D weight behind a GEMM operand, and whether its matrices are transposed.
+class Operand(NamedTuple):
+    """The experts' operand of a GEMM: ``weight`` ``[E, ., .]``, times ``scale`` if there is one.
 
-    None where the operand is something else.
+    Attributes:
+        weight: a parameter, or what is computed from parameters alone.
+        transposed: whether the GEMM reads the transpose of its matrices.
+        scale: ``[E, N]``, the parameter that integer weights are multiplied with.
+        scale_dim: the dimension of the weight that N is.
     """
+
+    weight: Node
+    transposed: bool
+    scale: Node | None = None
+    scale_dim: int = 0
+
+
+def stacked_weight(node: Node) -> Operand | None:
+    """Return the 3-D weight behind a GEMM operand; None where the operand is something else."""
     transposed = False
-    while node.target in TRANSPOSE_OPS or node.target in VIEW_OPS:
+    stacked: tuple[Node, bool] | None = None
+    while True:
+        if len(shape(node) or ()) == 3:
+            stacked = node, transposed
+        if node.target not in TRANSPOSE_OPS and node.target not in VIEW_OPS:
+            break
         transposed ^= len(shape(node) or ()) == 3 and swaps_last_two(node, 3)
         node = node.all_input_nodes[0]
-    dimensions = shape(node)
-    if is_weight(node) and dimensions is not None and len(dimensions) == 3:
-        return node, transposed
+    if is_input(node) or stacked is None:
+        whole = is_weight(node) and len(shape(node) or ()) == 3
+        return Operand(node, transposed) if whole else None
+    # What was packed or grouped is stacked matrices only as a whole.
+    node, transposed = stacked
+    if found := _scaled_integers(node):
+        return Operand(found[0], transposed, *found[1:])
+    experts = (shape(node) or (0,))[0]
+    if is_floating(node) and experts > 1 and depends_on_weights_only(node):
+        return Operand(node, transposed)
     return None
+
+
+def _scaled_integers(node: Node) -> tuple[Node, Node, int] | None:
+    """Return weight, scale and its dimension of ``weight.to(float) * scale.unsqueeze(dim)``."""
+    if node.target is not aten.mul.Tensor or dtype(node) is torch.float16:
+        return None  # sums of unscaled products could exceed what float16 holds
+    left, right = node.args
+    for cast, spread in ((left, right), (right, left)):
+        if not isinstance(cast, Node) or not isinstance(spread, Node):
+            return None
+        if cast.target is not aten._to_copy.default or spread.target is not aten.unsqueeze.default:
+            continue
+        weight, scale = cast.all_input_nodes[0], spread.all_input_nodes[0]
+        missing: Any = spread.args[1]
+        sizes, wanted = shape(weight) or (), list(shape(weight) or ())
+        if len(sizes) != 3 or missing % 3 == 0:
+            continue
+        del wanted[missing % 3]
+        integers = is_weight(weight) and dtype(weight) is torch.int8
+        if integers and is_weight(scale) and shape(scale) == tuple(wanted):
+            return weight, scale, 3 - missing % 3
+    return None
+
+
+def weights_behind(node: Node) -> list[Node]:
+    """Return the parameters and buffers that a value is, or is computed from, in order."""
+    if is_input(node):
+        return [node]
+    sources = {source for n in between(node, ()) for source in n.all_input_nodes}
+    return [source for source in node.graph.nodes if source in sources and is_input(source)]
 
 
 def descendants(roots: Iterable[Node]) -> set[Node]:

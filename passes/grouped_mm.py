@@ -28,7 +28,7 @@ class GroupedMM(Pattern):
             offsets = node.args[2] if len(node.args) > 2 else node.kwargs.get("offs")
             sort = _sort_behind(offsets)
             if weight is not None and sort is not None:
-                by_sort[sort].append(Gemm(node, rows, *weight))
+                by_sort[sort].append(Gemm.of(node, rows, weight))
         return [
             Candidate(self.name, tuple(gemms), index_source=sort.all_input_nodes[0], root=sort)
             for sort, gemms in by_sort.items()

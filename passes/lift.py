@@ -61,9 +61,16 @@ class Lifter(RowLifter):
     def _gemm(self, node: Node) -> str:
         gemm = self._gemms[node]
         rows = self._value(gemm.rows)
-        return self._step(
+        product = self._step(
             MATMUL, (rows, self._param(gemm.weight, per_expert=True), gemm.transposed)
         )
+        if gemm.scale is None:
+            return product
+        if gemm.scale.dim != (1 if gemm.transposed else 2):
+            raise NoMatchError("its weights' scales do not belong to output columns", node)
+        # One scale a column: it may as well multiply the product.
+        scale = self._param(gemm.scale.node, per_expert=True)
+        return self._step("aten.mul.Tensor", (product, scale))
 
     def _boundary(self, node: Node) -> str | None:
         """Return the name of a value from outside; None where it is computed from parameters."""

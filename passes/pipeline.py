@@ -23,7 +23,7 @@ from modes_fx.passes.loops.op import LoopOp
 from modes_fx.passes.other_devices import whole_choice
 from modes_fx.passes.pattern import Pattern
 from modes_fx.passes.region import Candidate, NoMatchError, Region
-from modes_fx.passes.report import LayerReport, NearestMiss, Stage
+from modes_fx.passes.report import COMPUTED, LayerReport, NearestMiss, Stage
 from modes_fx.passes.rewrite import find_marker, remove_markers, resolve_gate, rewrite
 from modes_fx.passes.router import RouterOrigin, router_origin
 from modes_fx.passes.subset import origin_of
@@ -79,7 +79,7 @@ def _one_layer(
     names: Mapping[Node, str],
     verified: dict[str, float],
 ) -> LayerReport:
-    path = _owner(names.get(candidate.gemms[0].weight, ""))
+    path = _owner(names.get(g.weights_behind(candidate.gemms[0].weight)[0], ""))
     try:
         region = pattern.check(candidate)
     except NoMatchError as failure:
@@ -141,7 +141,8 @@ def _unknown_forms(
     graph: Graph, names: Mapping[Node, str], candidates: Iterable[Candidate]
 ) -> dict[str, Node]:
     """Return what reads the stacked weights of modules in a form that no pattern knows."""
-    known = {gemm.weight for candidate in candidates for gemm in candidate.gemms}
+    gemms = [gemm for candidate in candidates for gemm in candidate.gemms]
+    known = {weight for gemm in gemms for weight in g.weights_behind(gemm.weight)}
     stacked = defaultdict(list)
     for node in graph.nodes:
         dimensions = g.shape(node) or ()
@@ -195,7 +196,15 @@ def _describe(region: Region, path: str, origin: RouterOrigin) -> LayerReport:
         body=region.body.summary(),
         router=origin.ops,
         router_weight=origin.weight,
+        weights=_weights(region),
     )
+
+
+def _weights(region: Region) -> str:
+    if any(not g.is_input(gemm.weight) for gemm in region.gemms):
+        return COMPUTED
+    kinds = dict.fromkeys(g.dtype(gemm.weight) for gemm in region.gemms)
+    return ", ".join(str(kind).removeprefix("torch.") for kind in kinds)
 
 
 def _rows_size(weight: tuple[int, ...], transposed: bool) -> int:
@@ -206,7 +215,7 @@ def _rows_size(weight: tuple[int, ...], transposed: bool) -> int:
 
 
 def _has_real_weights(region: Region, inputs: Mapping[Node, Any]) -> bool:
-    params = [inputs.get(param) for param in region.params]
+    params = [inputs.get(node) for param in region.params for node in g.weights_behind(param)]
     return all(param is not None and param.device.type != "meta" for param in params)
 
 
@@ -222,4 +231,6 @@ def _signature(region: Region) -> str:
 
 
 def _owner(name: str) -> str:
-    return name.rpartition(".")[0]
+    # A parametrised weight is kept by modules inside the one that owns it.
+    owner, parametrised, _ = name.partition(".parametrizations.")
+    return owner if parametrised else name.rpartition(".")[0]

@@ -27,20 +27,41 @@ class NoMatchError(Exception):
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What quantised weights are multiplied with.
+
+    Attributes:
+        node: ``[E, N]``, a graph input.
+        dim: the dimension of ``[E, ., .]`` weights that N is.
+    """
+
+    node: Node
+    dim: int
+
+
+@dataclass(frozen=True)
 class Gemm:
     """One GEMM of the experts.
 
     Attributes:
         node: its result, ``[S, out]`` up to unit dimensions; S = T * K rows, one a pair.
         rows: its input rows, ``[S, in]`` up to unit dimensions.
-        weight: the stacked parameter ``[E, ., .]``.
+        weight: ``[E, ., .]``, the stacked parameter, or what is computed from parameters alone.
         transposed: whether rows are multiplied by the transpose of a matrix of ``weight``.
+        scale: of integer weights.
     """
 
     node: Node
     rows: Node
     weight: Node
     transposed: bool
+    scale: Scale | None = None
+
+    @staticmethod
+    def of(node: Node, rows: Node, operand: g.Operand) -> "Gemm":
+        """Return the GEMM of rows and an operand."""
+        scale = None if operand.scale is None else Scale(operand.scale, operand.scale_dim)
+        return Gemm(node, rows, operand.weight, operand.transposed, scale)
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,7 @@ class Region:
         index: ``[T, K]`` integer.
         weight: ``[T, K]`` combine weights.
         out: ``[T, H]`` the sum over each token's experts.
-        params: graph inputs that the body reads.
+        params: what the body reads: graph inputs, or what is computed from parameters alone.
         body: what an expert computes.
         num_experts: E.
         skipped_id: the expert id that a skipped pair gets; none of the experts' own.

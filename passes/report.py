@@ -7,6 +7,9 @@ Status = Literal["rewritten", "unverified", "refused"]
 Stage = Literal["find", "cut", "gate", "proof"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+COMPUTED = "computed at every call"
+"""Of weights: they are stored in a form that no kernel reads, so the graph computes all of them."""
+
 
 @dataclass(frozen=True)
 class NearestMiss:
@@ -49,6 +52,7 @@ class LayerReport:
         router: the operations from the combine weights back to the router's projection.
         router_weight: the qualified name of that projection's matrix; empty where unknown.
         nearest_miss: where matching ended; None where the layer matches.
+        weights: the dtypes of the experts' weights as kernels read them, or :data:`COMPUTED`.
     """
 
     path: str
@@ -65,3 +69,4 @@ class LayerReport:
     router: str = ""
     router_weight: str = ""
     nearest_miss: NearestMiss | None = None
+    weights: str = ""

@@ -48,7 +48,7 @@ def verify(region: Region, inputs: Mapping[Node, Any]) -> float:
 
 
 def _compare(region: Region, inputs: Mapping[Node, Any], seed: int) -> float:
-    params = [inputs[param] for param in region.params]
+    params = [evaluate(param, inputs) for param in region.params]
     generator = torch.Generator().manual_seed(seed)
     x, index, weight = _random_tokens(region, params[0].device, generator)
     skipped = torch.rand(weight.shape, generator=generator).to(weight.device) < 0.5
@@ -68,6 +68,16 @@ def _compare(region: Region, inputs: Mapping[Node, Any], seed: int) -> float:
         )
         largest = max(largest, error)
     return largest
+
+
+def evaluate(param: Node, inputs: Mapping[Node, Any]) -> Tensor:
+    """Return the value of a graph input, or of what is computed from graph inputs alone."""
+    values = {node: inputs[node] for node in g.weights_behind(param)}
+    for node in () if param in values else g.between(param, ()):
+        args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+        values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    result: Tensor = values[param]
+    return result
 
 
 def _random_tokens(

@@ -123,3 +123,43 @@ def random_routing(
     scores = torch.rand(tokens, experts, generator=generator)
     weight, index = scores.topk(top_k, dim=-1)
     return index, weight.to(dtype)
+
+
+def scaled(made: Made) -> Made:
+    """Return a body whose matrices are [E, N, K], each product times one scale a column."""
+    body, sizes = made
+    steps: list[Step] = []
+    sizes, names, scale_of = list(sizes), {}, {}
+
+    def renamed(arg: object) -> object:
+        return names.get(arg, arg) if isinstance(arg, str) else arg
+
+    for position, step in enumerate(body.steps):
+        args = tuple(renamed(arg) for arg in step.args)
+        if step.op == MATMUL:
+            weight = int(step.args[1][1:])
+            if not step.args[2]:
+                sizes[weight] = sizes[weight][::-1]
+            scale_of[weight] = len(sizes)
+            sizes.append(sizes[weight][:1])
+            steps.append(Step(MATMUL, (*args[:2], True)))
+            args = (f"%{len(steps) - 1}", f"p{scale_of[weight]}")
+            step = Step("aten.mul.Tensor", args)
+        steps.append(Step(step.op, args, step.kwargs))
+        names[f"%{position}"] = f"%{len(steps) - 1}"
+    return Body((*body.per_expert, *[True] * len(scale_of)), tuple(steps)), sizes
+
+
+def integers_and_scales(
+    body: Body, params: Sequence[Tensor], generator: torch.Generator
+) -> list[Tensor]:
+    """Random int8 matrices and scales in the place of the parameters of a scaled body."""
+    found = list(params)
+    for step, after in zip(body.steps, body.steps[1:], strict=False):
+        if step.op == MATMUL:
+            weight, scale = int(step.args[1][1:]), int(after.args[1][1:])
+            shape, dtype = params[weight].shape, params[weight].dtype
+            found[weight] = torch.randint(-128, 128, shape, dtype=torch.int8, generator=generator)
+            size = torch.rand(shape[:2], generator=generator) + 0.5
+            found[scale] = (size * (3 / shape[-1]) ** 0.5 / 74).to(dtype)
+    return found

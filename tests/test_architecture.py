@@ -41,6 +41,7 @@ LAYERS = {
     "modes_fx.compensation": 4,
     "modes_fx.forward": 4,
     "modes_fx.prepack": 4,
+    "modes_fx.quantise": 4,
     "modes_fx.backend": 4,
     "modes_fx.graph_inputs": 4,
     "modes_fx.explain": 4,

@@ -123,7 +123,8 @@ def _notes(group: Group) -> list[str]:
     if layer.nearest_miss:
         notes.append(f"{group.paths}: {layer.nearest_miss}")
     if layer.num_experts:
-        notes.append(f"{group.paths}: router {describe_router(layer)}, body {layer.body}")
+        weights = f", weights {layer.weights}" if layer.weights else ""
+        notes.append(f"{group.paths}: router {describe_router(layer)}, body {layer.body}{weights}")
     return notes
 
 

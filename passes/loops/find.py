@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from modes_fx.passes.loops.block import find_block_loop
 from modes_fx.passes.loops.call import Loop
@@ -65,13 +66,22 @@ def find_loops(model: nn.Module) -> FoundLoops:
 def owns_stack(module: nn.Module) -> bool:
     """Return whether a module owns two or more stacks of E experts.
 
-    They are parameters of its own of shape ``[E, ., .]``, or tables ``[E, H]`` of one row an expert
-    beside a layer that reads H, such as a router: without one they only embed something.
+    They are parameters of its own of shape ``[E, ., .]``, also ones that are computed from others
+    (``torch.nn.utils.parametrize``, as where they are quantised), or tables ``[E, H]`` of one row
+    an expert beside a layer that reads H, such as a router: without one they only embed something.
     """
-    stacked = [p.shape[:1] for p in module.parameters(recurse=False) if p.dim() == 3]
+    sizes = [p.shape for p in module.parameters(recurse=False)] + _parametrised_sizes(module)
+    stacked = [size[:1] for size in sizes if len(size) == 3]
     tables = [m.weight.shape for m in module.children() if isinstance(m, nn.Embedding)]
     reads = {m.in_features for m in module.children() if isinstance(m, nn.Linear)}
     return _are_alike(stacked) or (_are_alike(tables) and tables[0][1] in reads)
+
+
+def _parametrised_sizes(module: nn.Module) -> list[torch.Size]:
+    if not is_parametrized(module):
+        return []
+    with torch.no_grad():
+        return [getattr(module, name).shape for name in module.parametrizations]  # type: ignore[union-attr]
 
 
 def _are_alike(sizes: Sequence[torch.Size]) -> bool:

@@ -54,22 +54,29 @@ def load_kernel(body: str, dtype: torch.dtype, params: Sequence[Tensor]) -> bool
     return _load_kernel(body, dtype, layouts)
 
 
+Layouts = tuple[tuple[torch.dtype, int, bool], ...]
+"""Of each parameter: dtype, dimensions, and whether it is contiguous."""
+
+
 @cache
-def _load_kernel(
-    body: str, dtype: torch.dtype, layouts: tuple[tuple[torch.dtype, int, bool], ...]
-) -> bool:
+def _load_kernel(body: str, dtype: torch.dtype, layouts: Layouts) -> bool:
     experts = f"experts that compute {Body.from_json(body).summary()}"
     name = str(dtype).removeprefix("torch.")
     if name not in ELEMENTS:
         _warn(f"{experts} are in {name}, and CPU kernels are for {' and '.join(ELEMENTS)}")
         return False
-    if any(other != dtype or not contiguous for other, _, contiguous in layouts):
-        _warn(f"{experts} have weights that are not contiguous, or not in {name} as the tokens are")
+    if any(other not in (dtype, torch.int8) or not contiguous for other, _, contiguous in layouts):
+        _warn(
+            f"{experts} have weights that are not contiguous, or neither int8 nor in {name} as the "
+            "tokens are"
+        )
         return False
     try:
-        for kind, (_, rank, _) in zip(parameter_kinds(Body.from_json(body)), layouts, strict=True):
+        kinds = parameter_kinds(Body.from_json(body))
+        for kind, (_, rank, _) in zip(kinds, layouts, strict=True):
             if rank not in RANKS[kind]:
                 raise UnfusableError(f"a parameter has {rank} dimensions")
+        _check_integers(kinds, layouts)
         _load(build_kernel(Body.from_json(body), name, detect_isa()))
     except UnfusableError as error:
         _warn(f"{experts} have no fused CPU kernel: {error}")
@@ -78,6 +85,18 @@ def _load_kernel(
         _warn(f"the CPU kernel of {experts} cannot be used: {error}")
         return False
     return True
+
+
+def _check_integers(kinds: str, layouts: Layouts) -> None:
+    """Check that the matrices are all int8 ``[E, N, K]``, or that nothing is int8."""
+    integers = [
+        kind + str(rank)
+        for kind, (dtype, rank, _) in zip(kinds, layouts, strict=True)
+        if dtype == torch.int8
+    ]
+    matrices = sum(kind in "MR" for kind in kinds)
+    if integers and integers != ["R3"] * matrices:
+        raise UnfusableError("of its weights some are int8, but not all matrices, as [E, N, K]")
 
 
 def build_library() -> Path:

@@ -29,7 +29,7 @@ struct Pairs {
 constexpr uint8_t FIRST = 1;
 constexpr uint8_t LAST = 2;
 
-// A parameter of the body: a contiguous tensor of the model's dtype.
+// A parameter of the body: a contiguous tensor of the model's dtype, or int8 where it is a matrix.
 struct Param {
   const void* data;
   int64_t expert_stride;  // elements; 0 where all experts share it
@@ -44,6 +44,7 @@ struct Call {
   int64_t tokens;
   int64_t hidden;
   const Param* params;
+  bool integers;       // whether the matrices are int8; then none is packed
   Pairs pairs;
   Runtime runtime;
 };
@@ -52,7 +53,8 @@ struct Call {
 using Kernel = const char* (*)(const Call&);
 
 // What a body takes a parameter for.
-constexpr char MATRIX = 'M';         // [E, ., .], or packed
+constexpr char MATRIX = 'M';         // [E, K, N], or packed
+constexpr char ROW_MATRIX = 'R';     // [E, N, K], or packed
 constexpr char EXPERT_VECTOR = 'V';  // [E, .]
 constexpr char SHARED_VECTOR = 'S';  // [.]
 

@@ -19,9 +19,9 @@ constexpr int64_t columns_scratch() {
 
 // c[rows][WIDE * TILE] = a[rows][K] * tiles of two halves, which begin at the columns first[0] and
 // first[1]; half h of tile t is PANEL columns from first[h] + t * by_tile on.
-template <class T>
+template <class T, class W>
 void multiply_columns(
-    const T* const* a, int64_t rows, int64_t K, const Matrix<T> (&half)[2],
+    const T* const* a, int64_t rows, int64_t K, const Matrix<W> (&half)[2],
     const int64_t (&first)[2], int64_t by_tile, int tiles, float* c, T* scratch) {
   constexpr int64_t C_STRIDE = WIDE * TILE;
   const int64_t panel = panel_size<T>(K_BLOCK);
@@ -41,8 +41,8 @@ void multiply_columns(
       // Many rows leave the memory time to bring the next block meanwhile.
       for (int64_t k = k1 + K_BLOCK * g / groups; !few && k < k1 + K_BLOCK * (g + 1) / groups; ++k) {
         for (int i = 0; i < 2; ++i) {
-          const T* next = half[i].data + first[i] * half[i].by_n + k * half[i].by_k;
-          for (int64_t n = 0; n < by_tile * tiles; n += 64 / sizeof(T)) {
+          const W* next = half[i].data + first[i] * half[i].by_n + k * half[i].by_k;
+          for (int64_t n = 0; n < by_tile * tiles; n += 64 / sizeof(W)) {
             __builtin_prefetch(next + n, 0, 2);
           }
         }

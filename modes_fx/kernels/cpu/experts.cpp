@@ -6,12 +6,17 @@
 
 namespace modes_fx {
 
-template <class T>
-const char* run(const Call& call, const BodyCode& body) {
-  Experts<T> experts(call, body);
+template <class T, class W>
+const char* run_on(const Call& call, const BodyCode& body) {
+  Experts<T, W> experts(call, body);
   const char* misfit = experts.check();
   if (!misfit) experts.run();
   return misfit;
+}
+
+template <class T>
+const char* run(const Call& call, const BodyCode& body) {
+  return call.integers ? run_on<T, int8_t>(call, body) : run_on<T, T>(call, body);
 }
 
 }  // namespace modes_fx

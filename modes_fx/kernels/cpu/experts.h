@@ -13,7 +13,8 @@
 
 namespace modes_fx {
 
-template <class T>
+// T: of the tokens; W: of the weights, T or int8.
+template <class T, class W>
 class Experts {
  public:
   Experts(const Call& call, const BodyCode& body)
@@ -43,7 +44,7 @@ class Experts {
     h_ = scratch<T>(pairs_.count * h_stride_);
     sums_ = scratch<float>(call_.tokens * sum_stride_);
     rows_ = scratch<const T*>(pairs_.count);
-    multiplier_bytes_ = Multiplier<T>::scratch_bytes(std::max(call_.hidden, width_));
+    multiplier_bytes_ = Multiplier<T, W>::scratch_bytes(std::max(call_.hidden, width_));
     multipliers_ = scratch<char>(threads * multiplier_bytes_);
     if (own_inputs()) {
       inputs_ = scratch<T>(pairs_.count * sum_stride_);
@@ -72,14 +73,14 @@ class Experts {
         [](void* context, int thread) { (*static_cast<Work*>(context))(thread); }, &work);
   }
 
-  Multiplier<T> multiplier(int thread, int64_t row_stride) {
-    return Multiplier<T>(multipliers_ + thread * multiplier_bytes_, row_stride);
+  Multiplier<T, W> multiplier(int thread, int64_t row_stride) {
+    return Multiplier<T, W>(multipliers_ + thread * multiplier_bytes_, row_stride);
   }
 
   int64_t average_rows() const { return pairs_.count / pairs_.experts_hit; }
 
   // Whether each pair has a row of its own for the up product, rather than its token's.
-  bool own_inputs() const { return body_.prologue || Multiplier<T>::EVEN_ROWS; }
+  bool own_inputs() const { return body_.prologue || Multiplier<T, W>::EVEN_ROWS; }
 
   // N and K of a projection.
   std::pair<int64_t, int64_t> sizes(const Half& half) const {
@@ -88,24 +89,24 @@ class Experts {
     return {param.columns, param.rows};
   }
 
-  Matrix<T> matrix(const Half& half, int64_t hit) const {
+  Matrix<W> matrix(const Half& half, int64_t hit) const {
     const Param& param = call_.params[half.param];
-    const T* data = static_cast<const T*>(param.data) + pairs_.expert[hit] * param.expert_stride;
-    return half.transposed ? Matrix<T>{data, param.rows, param.columns, param.columns, 1}
-                           : Matrix<T>{data, param.columns, param.rows, 1, param.columns};
+    const W* data = static_cast<const W*>(param.data) + pairs_.expert[hit] * param.expert_stride;
+    return half.transposed ? Matrix<W>{data, param.rows, param.columns, param.columns, 1}
+                           : Matrix<W>{data, param.columns, param.rows, 1, param.columns};
   }
 
-  Projection<T> up_projection(int64_t hit) const {
+  Projection<T, W> up_projection(int64_t hit) const {
     const bool packed = call_.params[body_.low.param].packed;
-    const Matrix<T> low = matrix(body_.low, hit), high = matrix(body_.high, hit);
+    const Matrix<W> low = matrix(body_.low, hit), high = matrix(body_.high, hit);
     if (body_.streams == Streams::apart) {
       return {{low, high}, {body_.low.start, body_.high.start}, PANEL, packed};
     }
     return {{low, high}, {0, PANEL}, TILE, packed};
   }
 
-  Projection<T> down_projection(int64_t hit) const {
-    const Matrix<T> matrix_of = matrix(body_.down, hit);
+  Projection<T, W> down_projection(int64_t hit) const {
+    const Matrix<W> matrix_of = matrix(body_.down, hit);
     return {{matrix_of, matrix_of}, {0, PANEL}, TILE, call_.params[body_.down.param].packed};
   }
 
@@ -128,10 +129,10 @@ class Experts {
   }
 
   void up(int thread) {
-    Multiplier<T> multiplier_of = multiplier(thread, sum_stride_);
+    Multiplier<T, W> multiplier_of = multiplier(thread, sum_stride_);
     const int64_t columns = body_.streams == Streams::one ? TILE : PANEL;
     const int64_t tiles = (width_ + columns - 1) / columns;
-    const int64_t at_once = Multiplier<T>::tiles_at_once(
+    const int64_t at_once = Multiplier<T, W>::tiles_at_once(
         up_projection(0), average_rows(), tiles * pairs_.experts_hit / call_.runtime.threads);
     const int64_t per_expert = (tiles + at_once - 1) / at_once;
     const int64_t tasks = pairs_.experts_hit * per_expert;
@@ -140,8 +141,8 @@ class Experts {
       const int64_t begin = pairs_.begin[hit], count = pairs_.begin[hit + 1] - begin;
       const int64_t following = task + call_.runtime.threads;
       const bool more = following < tasks;
-      const Projection<T> by = up_projection(hit);
-      const Projection<T> next = up_projection(more ? following / per_expert : hit);
+      const Projection<T, W> by = up_projection(hit);
+      const Projection<T, W> next = up_projection(more ? following / per_expert : hit);
       multiplier_of.multiply(
           rows_ + begin, count, by, t0, std::min(t0 + at_once, tiles), more ? &next : nullptr,
           following % per_expert * at_once,
@@ -157,11 +158,11 @@ class Experts {
   }
 
   void down(int thread) {
-    Multiplier<T> multiplier_of = multiplier(thread, h_stride_);
+    Multiplier<T, W> multiplier_of = multiplier(thread, h_stride_);
     const int threads = call_.runtime.threads;
     const int64_t tiles = (call_.hidden + TILE - 1) / TILE;
     const int64_t at_once =
-        Multiplier<T>::tiles_at_once(down_projection(0), average_rows(), tiles / threads);
+        Multiplier<T, W>::tiles_at_once(down_projection(0), average_rows(), tiles / threads);
     // Few large pieces read h seldom; some more of them keep the threads equally busy.
     const int64_t pieces = threads == 1 ? 1 : 4 * threads;
     const int64_t piece = round_up((tiles + pieces - 1) / pieces, at_once);
@@ -170,10 +171,10 @@ class Experts {
       for (int64_t hit = 0; hit < pairs_.experts_hit; ++hit) {
         const int64_t first = pairs_.begin[hit];
         const bool more = hit + 1 < pairs_.experts_hit;
-        const Projection<T> next = down_projection(more ? hit + 1 : hit);
+        const Projection<T, W> next = down_projection(more ? hit + 1 : hit);
         for (int64_t t = begin; t < end; t += at_once) {
           const bool last = t + at_once >= end;
-          const Projection<T> by = down_projection(hit);
+          const Projection<T, W> by = down_projection(hit);
           multiplier_of.multiply(
               rows_ + first, pairs_.begin[hit + 1] - first, by, t, std::min(t + at_once, end),
               !last ? &by : more ? &next : nullptr, last ? begin : t + at_once,

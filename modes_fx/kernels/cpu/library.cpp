@@ -97,9 +97,13 @@ auto with_ids(const Tensor& tensor, F&& f) {
   }
 }
 
+bool is_matrix(char kind) { return kind == MATRIX || kind == ROW_MATRIX; }
+
 // Describes a parameter to a kernel; nothing where the kernel cannot read it.
 std::optional<Param> describe(const Tensor& param, at::ScalarType dtype, char kind, int64_t E) {
-  if (param.scalar_type() != dtype || !param.is_contiguous() || !param.device().is_cpu()) return {};
+  if (!param.is_contiguous() || !param.device().is_cpu()) return {};
+  const bool integers = kind == ROW_MATRIX && param.dim() == 3 && param.scalar_type() == at::kChar;
+  if (param.scalar_type() != dtype && !integers) return {};
   const auto sizes = param.sizes();
   const void* data = param.const_data_ptr();
   const int64_t dim = param.dim();
@@ -108,8 +112,8 @@ std::optional<Param> describe(const Tensor& param, at::ScalarType dtype, char ki
   TORCH_CHECK_VALUE(
       sizes[0] >= E, "modes_fx::experts: a parameter ", sizes, " is not for ", E, " experts");
   if (kind == EXPERT_VECTOR && dim == 2) return Param{data, param.stride(0), 1, sizes[1], false};
-  if (kind == MATRIX && dim == 3) return Param{data, param.stride(0), sizes[1], sizes[2], false};
-  if (kind == MATRIX && dim == 5) {
+  if (is_matrix(kind) && dim == 3) return Param{data, param.stride(0), sizes[1], sizes[2], false};
+  if (is_matrix(kind) && dim == 5) {
     return Param{data, param.stride(0), sizes[1] * sizes[3], sizes[2] * sizes[4], true};
   }
   return {};
@@ -125,6 +129,18 @@ std::vector<Param> describe_all(
     described.push_back(*one);
   }
   return described;
+}
+
+// Whether the matrices are int8; nothing where some are and some are not.
+std::optional<bool> all_integers(at::TensorList params, const std::string& kinds) {
+  int64_t matrices = 0, integers = 0;
+  for (size_t i = 0; i < params.size() && i < kinds.size(); ++i) {
+    if (!is_matrix(kinds[i])) continue;
+    ++matrices;
+    integers += params[i].scalar_type() == at::kChar;
+  }
+  if (integers && integers < matrices) return {};
+  return integers > 0;
 }
 
 Tensor unfused(
@@ -154,7 +170,8 @@ Tensor experts(
   const Entry* entry = Kernels::all().find(std::string(name_of(dtype)).append(body));
   if (!entry) return unfused(x, index, weight, params, body, num_experts);
   const std::vector<Param> described = describe_all(params, dtype, *entry, num_experts);
-  if (described.size() != params.size()) {
+  const std::optional<bool> integers = all_integers(params, entry->kinds);
+  if (described.size() != params.size() || !integers) {
     return unfused(x, index, weight, params, body, num_experts);
   }
   const Tensor rows = x.contiguous(), ids = index.contiguous(), weights = weight.contiguous();
@@ -182,6 +199,7 @@ Tensor experts(
   call.tokens = T;
   call.hidden = H;
   call.params = described.data();
+  call.integers = *integers;
   call.runtime = {at::get_num_threads(), in_parallel, [](size_t bytes) { return arena().take(bytes); }};
   const char* misfit = entry->kernel(call);
   TORCH_CHECK_VALUE(!misfit, "modes_fx::experts: ", misfit, " (", num_experts, " experts, x ", x.sizes(), ")");

@@ -6,6 +6,8 @@
 
 #include "body.h"
 
+#include <type_traits>
+
 namespace modes_fx {
 
 constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -99,34 +101,59 @@ inline void interleave(const BFloat16* even, const BFloat16* odd, BFloat16* to) 
   for (int n = 0; n < PANEL; ++n) pair[n] = low[n] | uint32_t(high[n]) << 16;
 }
 
-// Packs columns n0 ... n0 + 31 of a matrix, for k = k0 ... k1 - 1; columns from N on are 0.
-// k0 is a multiple of GROUP; a group that k1 cuts is filled with 0. While columns that lie side by
-// side are packed, memory is asked for those `ahead` values of k further on.
+// 16 columns of 16 groups, which lie along k, become 16 groups of 16 columns.
 template <class T>
-inline void pack_panel(
-    const Matrix<T>& matrix, int64_t n0, int64_t k0, int64_t k1, T* panel, int64_t ahead = 0) {
-  constexpr int GROUP = Panel<T>::GROUP;
-  static_assert(GROUP * sizeof(T) == sizeof(float), "columns are moved as 32-bit units");
-  const int64_t N = std::min<int64_t>(PANEL, matrix.N - n0);
-  const T* from = matrix.data + n0 * matrix.by_n;
-  int64_t k = k0;
-  if (matrix.by_k == 1 && N == PANEL && matrix.by_n % GROUP == 0) {
-    const int64_t stride = matrix.by_n / GROUP;
-    for (; k + 16 * GROUP <= k1; k += 16 * GROUP) {
-      for (int n = 0; n < PANEL; n += 16) {
-        at::vec::transpose_mxn<float, 16, 16>(
-            reinterpret_cast<const float*>(from + n * matrix.by_n + k), stride,
-            reinterpret_cast<float*>(panel + ((k - k0) * PANEL + n * GROUP)), PANEL);
+inline void transpose_groups(const T* from, int64_t by_n, T* to) {
+  at::vec::transpose_mxn<float, 16, 16>(
+      reinterpret_cast<const float*>(from), by_n / Panel<T>::GROUP, reinterpret_cast<float*>(to),
+      PANEL);
+}
+
+template <class T>
+inline void transpose_groups(const int8_t* from, int64_t by_n, T* to) {
+  constexpr int64_t K = 16 * Panel<T>::GROUP;
+  alignas(64) T values[16 * K];
+  for (int n = 0; n < 16; ++n) {
+    const int8_t* row = from + n * by_n;
+    if constexpr (std::is_same_v<T, float>) {
+      for (int64_t k = 0; k < K; k += LANES) load(row + k).store(values + n * K + k);
+    } else {
+      for (int64_t k = 0; k < K; k += 2 * LANES) {
+        store(values + n * K + k, load(row + k), load(row + k + LANES));
       }
     }
   }
-  if (matrix.by_n == 1 && N == PANEL) {
-    for (; k + GROUP <= k1; k += GROUP) {
-      const T* row = from + k * matrix.by_k;
-      if (ahead) {
-        for (int g = 0; g < GROUP; ++g) __builtin_prefetch(row + (ahead + g) * matrix.by_k, 0, 2);
+  transpose_groups(values, K, to);
+}
+
+// Packs columns n0 ... n0 + 31 of a matrix, for k = k0 ... k1 - 1; columns from N on are 0.
+// k0 is a multiple of GROUP; a group that k1 cuts is filled with 0. While columns that lie side by
+// side are packed, memory is asked for those `ahead` values of k further on.
+template <class T, class W>
+inline void pack_panel(
+    const Matrix<W>& matrix, int64_t n0, int64_t k0, int64_t k1, T* panel, int64_t ahead = 0) {
+  constexpr int GROUP = Panel<T>::GROUP;
+  static_assert(GROUP * sizeof(T) == sizeof(float), "columns are moved as 32-bit units");
+  const int64_t N = std::min<int64_t>(PANEL, matrix.N - n0);
+  const W* from = matrix.data + n0 * matrix.by_n;
+  int64_t k = k0;
+  if (matrix.by_k == 1 && N == PANEL && matrix.by_n % GROUP == 0) {
+    for (; k + 16 * GROUP <= k1; k += 16 * GROUP) {
+      for (int n = 0; n < PANEL; n += 16) {
+        transpose_groups(
+            from + n * matrix.by_n + k, matrix.by_n, panel + ((k - k0) * PANEL + n * GROUP));
       }
-      interleave(row, row + (GROUP - 1) * matrix.by_k, panel + (k - k0) * PANEL);
+    }
+  }
+  if constexpr (std::is_same_v<T, W>) {
+    if (matrix.by_n == 1 && N == PANEL) {
+      for (; k + GROUP <= k1; k += GROUP) {
+        const T* row = from + k * matrix.by_k;
+        if (ahead) {
+          for (int g = 0; g < GROUP; ++g) __builtin_prefetch(row + (ahead + g) * matrix.by_k, 0, 2);
+        }
+        interleave(row, row + (GROUP - 1) * matrix.by_k, panel + (k - k0) * PANEL);
+      }
     }
   }
   for (; k < k1; k += GROUP) {
@@ -134,7 +161,7 @@ inline void pack_panel(
       for (int g = 0; g < GROUP; ++g) {
         const bool inside = n < N && k + g < k1;
         panel[(k - k0) * PANEL + n * GROUP + g] =
-            inside ? from[n * matrix.by_n + (k + g) * matrix.by_k] : T(0.f);
+            inside ? T(from[n * matrix.by_n + (k + g) * matrix.by_k]) : T(0.f);
       }
     }
   }

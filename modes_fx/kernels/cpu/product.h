@@ -13,10 +13,10 @@
 namespace modes_fx {
 
 // A projection of one expert, cut into tiles. Half h of tile t are the PANEL columns from
-// first[h] + t * by_tile on.
-template <class T>
+// first[h] + t * by_tile on. W is how its values are stored: T or int8.
+template <class T, class W>
 struct Projection {
-  Matrix<T> half[2];
+  Matrix<W> half[2];
   int64_t first[2];
   int64_t by_tile;
   bool packed;  // then half[h].data points to panels
@@ -24,7 +24,7 @@ struct Projection {
   bool along_k() const { return half[0].by_k == 1 && half[1].by_k == 1; }
   int64_t column(int h, int64_t t) const { return first[h] + t * by_tile; }
   // Where the memory of a half of a tile begins, which is one piece unless k strides over it.
-  const T* start(int h, int64_t t) const {
+  const W* start(int h, int64_t t) const {
     if (packed) return half[h].data + column(h, t) / PANEL * panel_size<T>(half[h].K);
     return half[h].data + column(h, t) * half[h].by_n;
   }
@@ -40,8 +40,10 @@ constexpr int64_t BOUND_BY_MEMORY = 4;
 constexpr int64_t ROWS_BLOCK = 192;
 
 // Multiplies rows with tiles on one thread.
-template <class T>
+template <class T, class W>
 class Multiplier {
+  static constexpr bool INTEGERS = !std::is_same_v<T, W>;  // then nothing is packed, and all lie along k
+
  public:
   // Bytes of scratch that one needs for products over K.
   static int64_t scratch_bytes(int64_t K) {
@@ -63,7 +65,7 @@ class Multiplier {
 
   // How many tiles are best multiplied together, with about so many rows, where so many tiles are
   // the share of one thread.
-  static int64_t tiles_at_once(const Projection<T>& projection, int64_t rows, int64_t share) {
+  static int64_t tiles_at_once(const Projection<T, W>& projection, int64_t rows, int64_t share) {
     if (projection.packed || projection.along_k()) return 1;
     return rows > BOUND_BY_MEMORY ? WIDE : std::clamp<int64_t>(share, WIDE, STREAMED);
   }
@@ -72,12 +74,14 @@ class Multiplier {
   // use(tile, first row, rows, c, stride of c). next, next_t: what this thread multiplies afterwards.
   template <class Use>
   void multiply(
-      const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1,
-      const Projection<T>* next, int64_t next_t, Use&& use) {
-    if (!by.packed && !by.along_k()) {
-      if (count <= BOUND_BY_MEMORY) return stream(a, count, by, t0, t1, use);
-      for (; t0 < t1; t0 += WIDE) across(a, count, by, t0, std::min(t0 + WIDE, t1), use);
-      return;
+      const T* const* a, int64_t count, const Projection<T, W>& by, int64_t t0, int64_t t1,
+      const Projection<T, W>* next, int64_t next_t, Use&& use) {
+    if constexpr (!INTEGERS) {
+      if (!by.packed && !by.along_k()) {
+        if (count <= BOUND_BY_MEMORY) return stream(a, count, by, t0, t1, use);
+        for (; t0 < t1; t0 += WIDE) across(a, count, by, t0, std::min(t0 + WIDE, t1), use);
+        return;
+      }
     }
     for (int64_t t = t0; t < t1; ++t) {
       if (!by.packed && count <= MOST_UNPACKED) {
@@ -101,13 +105,11 @@ class Multiplier {
 
   template <class Use>
   void panels(
-      const T* const* a, int64_t count, const Projection<T>& by, int64_t t,
-      const Projection<T>* next, int64_t next_t, Use&& use) {
-    const int64_t K = by.half[0].K, bytes = panel_size<T>(K) * sizeof(T);
+      const T* const* a, int64_t count, const Projection<T, W>& by, int64_t t,
+      const Projection<T, W>* next, int64_t next_t, Use&& use) {
+    const int64_t K = by.half[0].K, bytes = panel_size<T>(K) * sizeof(W);
     const T* panel[2];
-    for (int h = 0; h < 2; ++h) {
-      panel[h] = by.packed ? by.start(h, t) : pack(by, h, t);
-    }
+    for (int h = 0; h < 2; ++h) panel[h] = panel_of(by, h, t);
     if constexpr (USE_BRGEMM<T>) {
       if (count > BOUND_BY_MEMORY && K % Panel<T>::GROUP == 0) {
         return many_rows(a[0], count, K, panel, t, use);
@@ -126,8 +128,8 @@ class Multiplier {
         constexpr int ROWS = decltype(rows)::value;
         const T* const* from = a + group.first;
         if (next && groups == 1 && count > BOUND_BY_MEMORY) {
-          multiply_panels<T, ROWS, 2>(from, K, panel[0], panel[1], c, TILE, ahead);
-        } else if (next && groups > 1 && g < 2) {
+          multiply_panels<T, ROWS, INTEGERS ? 1 : 2>(from, K, panel[0], panel[1], c, TILE, ahead);
+        } else if (next && groups > 1 && g < (INTEGERS ? 1 : 2)) {
           const Ahead part{ahead.low + g * bytes / 2, ahead.high + g * bytes / 2};
           multiply_panels<T, ROWS, 1>(from, K, panel[0], panel[1], c, TILE, part);
         } else {
@@ -152,7 +154,10 @@ class Multiplier {
     }
   }
 
-  const T* pack(const Projection<T>& by, int h, int64_t t) {
+  const T* panel_of(const Projection<T, W>& by, int h, int64_t t) {
+    if constexpr (!INTEGERS) {
+      if (by.packed) return by.start(h, t);
+    }
     const int64_t K = by.half[h].K;
     T* panel = reinterpret_cast<T*>(scratch_) + h * panel_size<T>(K);
     if (by.column(h, t) < by.half[h].N) pack_panel(by.half[h], by.column(h, t), 0, K, panel);
@@ -161,7 +166,7 @@ class Multiplier {
 
   template <class Use>
   void few_rows(
-      const T* const* a, int64_t count, const Projection<T>& by, int64_t t, Use&& use) {
+      const T* const* a, int64_t count, const Projection<T, W>& by, int64_t t, Use&& use) {
     constexpr int EACH = MAX_VECTORS / 2;
     const int64_t K = by.half[0].K, groups = num_groups(count);
     alignas(64) float c[MOST_UNPACKED * TILE];
@@ -169,14 +174,21 @@ class Multiplier {
     for (int h = 0; h < 2; ++h) {
       columns[h] = int(std::clamp<int64_t>(by.half[h].N - by.column(h, t), 0, PANEL));
     }
-    TileRows<T> b{by.start(0, t), columns[1] ? by.start(1, t) : by.start(0, t), K, K};
-    const auto multiply = [&](int n, auto each) {
+    TileRows<W> b{by.start(0, t), columns[1] ? by.start(1, t) : by.start(0, t), K, K};
+    const auto multiply_by = [&](const auto& tile, int n, float* to, auto each) {
       for (int64_t g = 0; g < groups; ++g) {
         const Group group(count, groups, g);
         with_rows(group.rows, [&](auto rows) {
-          multiply_rows<T, decltype(rows)::value, decltype(each)::value>(
-              a + group.first, K, b, n, c + group.first * TILE);
+          multiply_rows<decltype(rows)::value, decltype(each)::value>(
+              a + group.first, K, tile, n, to + group.first * TILE);
         });
+      }
+    };
+    const auto multiply = [&](int n, auto each) {
+      if (INTEGERS && groups > 1) {
+        multiply_by(widened(b, n, decltype(each)::value, K), 0, c + n, each);
+      } else {
+        multiply_by(b, n, c, each);
       }
     };
     const int both = std::min(columns[0], columns[1]);
@@ -196,9 +208,19 @@ class Multiplier {
     }
   }
 
+  // `count` rows of each half from row n on, converted once for all groups of rows of a.
+  TileRows<T> widened(const TileRows<W>& b, int n, int count, int64_t K) {
+    T* to = reinterpret_cast<T*>(scratch_);
+    for (int i = 0; i < count; ++i) {
+      widen(b.low + (n + i) * b.by_low, K, to + i * K, AHEAD * b.by_low);
+      widen(b.high + (n + i) * b.by_high, K, to + (count + i) * K, AHEAD * b.by_high);
+    }
+    return {to, to + count * K, K, K};
+  }
+
   template <class Use>
   void stream(
-      const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1, Use&& use) {
+      const T* const* a, int64_t count, const Projection<T, W>& by, int64_t t0, int64_t t1, Use&& use) {
     float* c = reinterpret_cast<float*>(scratch_);
     const int64_t first[2] = {by.column(0, t0), by.column(1, t0)};
     with_rows(int(count), [&](auto rows) {
@@ -210,7 +232,7 @@ class Multiplier {
 
   template <class Use>
   void across(
-      const T* const* a, int64_t count, const Projection<T>& by, int64_t t0, int64_t t1, Use&& use) {
+      const T* const* a, int64_t count, const Projection<T, W>& by, int64_t t0, int64_t t1, Use&& use) {
     T* packed = reinterpret_cast<T*>(scratch_);
     float* c = reinterpret_cast<float*>(packed + columns_scratch<T>());
     const int64_t first[2] = {by.column(0, t0), by.column(1, t0)};

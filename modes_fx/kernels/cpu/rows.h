@@ -6,20 +6,31 @@
 namespace modes_fx {
 
 // The rows of two matrices that are the columns of a tile.
-template <class T>
+template <class W>
 struct TileRows {
-  const T* low;
-  const T* high;
+  const W* low;
+  const W* high;
   int64_t by_low, by_high;  // from one row to the next
 };
 
 // How many rows of a half ahead of those in use memory is asked for.
 constexpr int AHEAD = 4;
 
+// Converts a row; memory is asked for the one that lies `ahead` values further on.
+template <class T, class W>
+inline void widen(const W* from, int64_t K, T* to, int64_t ahead) {
+  int64_t k = 0;
+  for (; k + 2 * LANES <= K; k += 2 * LANES) {
+    __builtin_prefetch(from + ahead + k, 0, 2);
+    store(to + k, load(from + k), load(from + k + LANES));
+  }
+  for (; k < K; ++k) to[k] = T(float(from[k]));
+}
+
 // One step along k of all the products of rows and columns.
-template <class T, int ROWS, int COLUMNS>
+template <class T, class W, int ROWS, int COLUMNS>
 MODES_FX_INLINE inline void add_products(
-    const T* const (&rows)[ROWS], const T* const (&columns)[COLUMNS], int64_t k,
+    const T* const (&rows)[ROWS], const W* const (&columns)[COLUMNS], int64_t k,
     Vec (&sum)[ROWS][COLUMNS]) {
   using A = Along<T>;
   typename A::Raw value[COLUMNS];
@@ -36,11 +47,11 @@ MODES_FX_INLINE inline void add_products(
 // Columns n ... n + EACH - 1 of both halves: c[r][n] = a[r] . low[n], c[r][PANEL + n] = a[r] . high[n].
 //
 // Reading both halves at once gives the memory two streams, and each value of a two uses.
-template <class T, int ROWS, int EACH>
-inline void multiply_rows(const T* const* a, int64_t K, const TileRows<T>& b, int n, float* c) {
+template <int ROWS, int EACH, class T, class W>
+inline void multiply_rows(const T* const* a, int64_t K, const TileRows<W>& b, int n, float* c) {
   using A = Along<T>;
   constexpr int COLUMNS = 2 * EACH;
-  const T* columns[COLUMNS];
+  const W* columns[COLUMNS];
 #pragma GCC unroll 8
   for (int i = 0; i < EACH; ++i) {
     columns[i] = b.low + (n + i) * b.by_low;
@@ -63,18 +74,22 @@ inline void multiply_rows(const T* const* a, int64_t K, const TileRows<T>& b, in
         __builtin_prefetch(columns[i] + AHEAD * (i < EACH ? b.by_low : b.by_high) + k, 0, 2);
       }
     }
-    add_products<T>(rows, columns, k, sum);
+    add_products(rows, columns, k, sum);
   }
   if (k < K) {
-    T last[ROWS + COLUMNS][A::STEP];
-    const T *last_rows[ROWS], *last_columns[COLUMNS];
-    const auto fill = [&](int at, const T* from) {
-      for (int i = 0; i < A::STEP; ++i) last[at][i] = k + i < K ? from[k + i] : T(0.f);
-      return last[at];
+    T rows_end[ROWS][A::STEP];
+    W columns_end[COLUMNS][A::STEP];
+    const T* last_rows[ROWS];
+    const W* last_columns[COLUMNS];
+    const auto fill = [&](auto* to, const auto* from) {
+      for (int i = 0; i < A::STEP; ++i) {
+        to[i] = k + i < K ? from[k + i] : std::remove_reference_t<decltype(*to)>(0.f);
+      }
+      return to;
     };
-    for (int r = 0; r < ROWS; ++r) last_rows[r] = fill(r, rows[r]);
-    for (int i = 0; i < COLUMNS; ++i) last_columns[i] = fill(ROWS + i, columns[i]);
-    add_products<T>(last_rows, last_columns, 0, sum);
+    for (int r = 0; r < ROWS; ++r) last_rows[r] = fill(rows_end[r], rows[r]);
+    for (int i = 0; i < COLUMNS; ++i) last_columns[i] = fill(columns_end[i], columns[i]);
+    add_products(last_rows, last_columns, 0, sum);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {

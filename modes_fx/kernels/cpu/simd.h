@@ -6,7 +6,7 @@
 
 #include <cstring>
 
-#if defined(__AVX512BF16__)
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 #include <immintrin.h>
 #endif
 
@@ -47,6 +47,21 @@ inline void store(BFloat16* to, Vec low, Vec high) {
   _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
 #else
   at::vec::convert_float_bfloat16(low, high).store(to);
+#endif
+}
+
+// Integers as floats; the scale of quantised weights belongs to the body.
+inline Vec load(const int8_t* from) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return Vec(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return Vec(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
+#else
+  alignas(64) float values[LANES];
+  for (int i = 0; i < LANES; ++i) values[i] = from[i];
+  return Vec::loadu(values);
 #endif
 }
 
@@ -101,12 +116,13 @@ struct Panel<BFloat16> {
 };
 #endif
 
-// Products of rows that lie along k, STEP values at a time.
+// Products of rows that lie along k, STEP values at a time; one of both may be int8.
 template <class T>
 struct Along {
   using Raw = Vec;
   static constexpr int STEP = LANES;
   static Raw values(const T* from) { return load(from); }
+  static Raw values(const int8_t* from) { return load(from); }
   static void add_product(Vec& sum, Raw a, Raw b) { sum = at::vec::fmadd(a, b, sum); }
 };
 
@@ -116,6 +132,9 @@ struct Along<BFloat16> {
   using Raw = __m512bh;
   static constexpr int STEP = 32;
   static Raw values(const BFloat16* from) { return (__m512bh)_mm512_loadu_si512(from); }
+  static Raw values(const int8_t* from) {  // exact: bfloat16 holds integers up to 256
+    return _mm512_cvtne2ps_pbh(load(from + LANES), load(from));
+  }
   static void add_product(Vec& sum, Raw a, Raw b) { sum = Vec(_mm512_dpbf16_ps(sum, a, b)); }
 };
 #endif

@@ -89,7 +89,7 @@ def _function(name: str, arguments: str, part: Part) -> str:
     return f"  static Vec {name}({arguments}) {{\n{lines}    return {part.result};\n  }}"
 
 
-RANKS = {"M": (3, 5), "V": (2,), "S": (0, 1)}
+RANKS = {"M": (3, 5), "R": (3, 5), "V": (2,), "S": (0, 1)}
 """The dimensions that a parameter of each kind may have."""
 
 
@@ -100,10 +100,12 @@ def parameter_kinds(body: Body) -> str:
         UnfusableError: the body has no fused kernel.
     """
     parts = plan(body)
-    matrices = {stream.param for stream in parts.streams} | {parts.down}
-    vector = {True: "V", False: "S"}
+    by_rows = {stream.param: stream.transposed for stream in parts.streams}
+    by_rows[parts.down] = parts.down_transposed
+    matrix, vector = {True: "R", False: "M"}, {True: "V", False: "S"}
     return "".join(
-        "M" if i in matrices else vector[per_expert] for i, per_expert in enumerate(body.per_expert)
+        matrix[by_rows[i]] if i in by_rows else vector[per_expert]
+        for i, per_expert in enumerate(body.per_expert)
     )
 
 

@@ -21,7 +21,15 @@ from modes_fx.kernels.cpu.isa import AMX_BF16, AVX2, DEFAULT, detect_isa
 from modes_fx.kernels.epilogue import MATMUL, Body, Step
 from modes_fx.kernels.panels import prepack
 from modes_fx.vocabulary import Modality
-from tests.bodies import FORMS, random_params, random_routing, squared_relu, swiglu
+from tests.bodies import (
+    FORMS,
+    integers_and_scales,
+    random_params,
+    random_routing,
+    scaled,
+    squared_relu,
+    swiglu,
+)
 
 HIDDEN, WIDTH = 192, 160
 
@@ -109,6 +117,49 @@ def test_packed_weights_give_the_same(form, tokens, dtype) -> None:
     case.params, body = prepack(case.body.to_json(), case.params)
     case.body = Body.from_json(body)
     assert_close(case.run(), plain)
+
+
+class IntegerProblem(Problem):
+    """One whose matrices are int8, with a scale for each column of a product."""
+
+    def __init__(self, make, tokens, top_k, experts, H, width, dtype=torch.float32) -> None:
+        super().__init__(
+            lambda *sizes: scaled(make(*sizes)), tokens, top_k, experts, H, width, dtype
+        )
+        self.params = integers_and_scales(self.body, self.params, self.generator)
+
+
+INTEGER_FORMS = ["swiglu", "interleaved_with_biases", "squared_relu", "weighted_input"]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("form", INTEGER_FORMS)
+def test_int8_in_float32_equals_the_reference(form, problem) -> None:
+    IntegerProblem(FORMS[form], *PROBLEMS[problem]).skip(0.3).assert_right()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("form", INTEGER_FORMS)
+def test_int8_in_bfloat16_is_no_further_from_float32_than_plain_pytorch(form, problem) -> None:
+    case = IntegerProblem(FORMS[form], *PROBLEMS[problem], torch.bfloat16).skip(0.3)
+    exact = case.exact()
+    plain = reference.experts(case.x, case.index, case.weight, case.params, case.body, case.experts)
+    assert (case.run().float() - exact).norm() <= (plain.float() - exact).norm() * 1.05 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_integer_keeps_its_value(dtype) -> None:
+    """One expert, x of ones at one k: the products are the integers themselves."""
+    body, _ = scaled(squared_relu(256, 32))
+    up = torch.arange(-128, 128).to(torch.int8).repeat(32, 1)[None]
+    down = torch.ones(1, 256, 32, dtype=torch.int8)
+    ones = [torch.ones(1, 32, dtype=dtype), torch.ones(1, 256, dtype=dtype) / 32]
+    x = torch.eye(256, dtype=dtype)
+    index, weight = torch.zeros(256, 1, dtype=torch.long), torch.ones(256, 1, dtype=dtype)
+    for rows in (1, 5, 40, 256):
+        arguments = (x[-rows:], index[:rows], weight[:rows], [up, down, *ones])
+        out = torch.ops.modes_fx.experts(*arguments, body.to_json(), 1)
+        assert_close(out[:, 0], (up[0, 0, -rows:].to(dtype).relu() ** 2))
 
 
 def test_tokens_without_pairs_are_zero_and_read_nothing() -> None:
@@ -210,12 +261,17 @@ def with_another_dtype(case: Problem) -> None:
     case.params[0] = case.params[0].bfloat16()
 
 
+def with_some_integers(case: Problem) -> None:
+    case.params[0] = (case.params[0] * 50).to(torch.int8)
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (with_one_product, "has 1 matrix products"),
-        (with_strides, "not contiguous, or not in float32"),
-        (with_another_dtype, "not contiguous, or not in float32"),
+        (with_strides, "not contiguous, or neither int8 nor in float32"),
+        (with_another_dtype, "not contiguous, or neither int8 nor in float32"),
+        (with_some_integers, "some are int8, but not all matrices"),
     ],
 )
 def test_what_has_no_kernel_says_so_once_and_is_right(spoil, reason) -> None:
@@ -224,6 +280,13 @@ def test_what_has_no_kernel_says_so_once_and_is_right(spoil, reason) -> None:
     with pytest.warns(UserWarning, match=reason):
         case.assert_right()
     case.assert_right()
+
+
+def test_int8_weights_of_another_layout_have_no_kernel() -> None:
+    case = Problem(FORMS["swiglu_k_major"], 12, 2, 4, HIDDEN, WIDTH)
+    case.params = [(param * 50).to(torch.int8) for param in case.params]
+    with pytest.warns(UserWarning, match=r"as \[E, N, K\]"):
+        case.assert_right()
 
 
 share = st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.5, 0.9])
@@ -272,7 +335,7 @@ RUNNABLE = [AMX_BF16, AVX2, DEFAULT] if torch.cpu._is_avx512_bf16_supported() el
 
 FEW = "(float32_equals or bfloat16) and swiglu and not k_major and odd"
 EACH_LAYOUT = (
-    "(float32_equals and (odd or few or many or long) or bfloat16 or packed)"
+    "(float32_equals and (odd or few or many or long) or bfloat16 or packed or integer)"
     " and not separate and not squared and not weighted"
 )
 
