@@ -41,12 +41,13 @@ def time_ratio(gated: GatedProgram, inputs: Inputs) -> float:
 def _repeated(gated: GatedProgram, inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
     """Repeat the samples of a call, where every input has a batch and it is dynamic."""
     placeholders = (node for node in gated.program.graph.nodes if node.op == "placeholder")
-    nodes = {node.name: node.meta["val"] for node in placeholders}
-    batch = nodes["input_ids"].shape[0]
-    sizes = {name: nodes[name].shape for name in inputs}
+    shapes = {node.name: getattr(node.meta["val"], "shape", ()) for node in placeholders}
+    # As text: two symbols count as equal where they are so in the call that was captured.
+    sizes = {name: [str(size) for size in shapes[name]] for name in inputs}
+    batch = sizes["input_ids"][0]
     repeats = max(1, TOKENS // inputs["input_ids"].numel())
-    if isinstance(batch, int) or not all(batch in shape for shape in sizes.values()):
+    if batch.isdigit() or not all(batch in shape for shape in sizes.values()):
         repeats = 1
     for name, value in inputs.items():
-        dim = list(sizes[name]).index(batch) if repeats > 1 else 0
+        dim = sizes[name].index(batch) if repeats > 1 else 0
         yield name, torch.cat([value] * repeats, dim=dim)
