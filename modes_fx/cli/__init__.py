@@ -7,6 +7,7 @@ from modes_fx.cli.calibrate import calibrate
 from modes_fx.cli.demo import demo
 from modes_fx.cli.errors import ReportingGroup
 from modes_fx.cli.explain import explain
+from modes_fx.cli.export import export, verify
 from modes_fx.cli.tune import tune
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
 app.command()(calibrate)
 app.command()(demo)
 app.command()(explain)
+app.command()(export)
+app.command()(verify)
 app.command()(tune)
 app.add_typer(bench, name="bench")
 

@@ -6,6 +6,7 @@ and registers itself for that body and dtype. The steps of a call are in ``exper
 """
 
 import ctypes
+import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -31,7 +32,7 @@ def load_library() -> bool:
         Whether they are there; a warning has said why, where they are not.
     """
     try:
-        _load(build_library())
+        load_shared(build_library())
     except (BuildError, OSError) as error:
         _warn(f"the CPU kernels cannot be used: {error}")
         return False
@@ -77,7 +78,7 @@ def _load_kernel(body: str, dtype: torch.dtype, layouts: Layouts) -> bool:
             if rank not in RANKS[kind]:
                 raise UnfusableError(f"a parameter has {rank} dimensions")
         _check_integers(kinds, layouts)
-        _load(build_kernel(Body.from_json(body), name, detect_isa()))
+        load_shared(build_kernel(Body.from_json(body), name, detect_isa()))
     except UnfusableError as error:
         _warn(f"{experts} have no fused CPU kernel: {error}")
         return False
@@ -121,13 +122,32 @@ def build_kernel(body: Body, dtype: str, isa: Isa) -> Path:
         UnfusableError: the body has no fused kernel.
         BuildError: see :func:`modes_fx.kernels.cpu.build.build_shared`.
     """
+    return kernel_libraries(body, dtype, isa)[-1]
+
+
+def kernel_libraries(body: Body, dtype: str, isa: Isa) -> list[Path]:
+    """Build the kernel of a body and all that it needs; what is loaded first comes first.
+
+    Raises:
+        UnfusableError: the body has no fused kernel.
+        BuildError: see :func:`modes_fx.kernels.cpu.build.build_shared`.
+    """
     library = build_library()
     experts = build_shared("experts", (SOURCES / "experts.cpp").read_text(encoding="utf-8"), isa)
-    return build_shared("body", kernel_source(body, dtype, isa.name), isa, [library, experts])
+    kernel = build_shared("body", kernel_source(body, dtype, isa.name), isa, [library, experts])
+    return [library, experts, kernel]
 
 
-def _load(library: Path) -> None:
-    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+def load_shared(library: Path) -> None:
+    """Load a library of ops or a kernel, unless one of its name is loaded.
+
+    Their names hold a hash of what they were built from; a copy of the ops would register them
+    once more.
+    """
+    try:
+        ctypes.CDLL(library.name, mode=os.RTLD_NOLOAD | ctypes.RTLD_GLOBAL)
+    except OSError:
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
 def _warn(message: str) -> None:

@@ -45,7 +45,11 @@ def build_shared(name: str, source: str, isa: Isa, links: Sequence[Path] = ()) -
     """
     compiler = _compiler()
     compiling = [*FLAGS, *isa.flags, *isa.defines, *_include_flags()]
-    linking = [*map(str, links), *_link_flags()]
+    beside = [
+        f"-Wl,-rpath,{folder}"
+        for folder in ("$ORIGIN", *dict.fromkeys(link.parent for link in links))
+    ]
+    linking = [*map(str, links), *beside, *_link_flags()]
     parts = [source, _headers(), torch.__version__, _version(compiler), *compiling, *linking]
     recipe = "\0".join(parts)
     key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
@@ -59,7 +63,9 @@ def build_shared(name: str, source: str, isa: Isa, links: Sequence[Path] = ()) -
             text = built.with_suffix(".cpp")
             text.write_text(source, encoding="utf-8")
             half_built = built.with_suffix(f".{os.getpid()}")
-            _run([compiler, *compiling, str(text), *linking], half_built)
+            # A name of its own, so that a copy elsewhere is found once it is loaded.
+            named = f"-Wl,-soname,{built.name}"
+            _run([compiler, *compiling, str(text), *linking, named], half_built)
             half_built.replace(built)
     return built
 

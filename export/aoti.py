@@ -1,0 +1,100 @@
+"""The format aoti: an AOTInductor package with the kernels it calls, which runs without Python.
+
+``lib/`` holds the libraries of the ops and kernels; ``lib/load_order`` says in which order a
+program in C++ opens them (``dlopen`` with ``RTLD_GLOBAL``) before it loads the package.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+from modes_fx.export.errors import ExportError
+from modes_fx.export.program import GatedProgram, Inputs, gates
+from modes_fx.kernels.cpu import kernel_libraries, load_shared
+from modes_fx.kernels.cpu.build import BuildError
+from modes_fx.kernels.cpu.isa import detect_isa
+from modes_fx.kernels.cpu.plan import UnfusableError
+from modes_fx.kernels.epilogue import Body
+
+LIBRARIES, LOAD_ORDER = "lib", "load_order"
+
+
+class Aoti:
+    """Writes and loads ``<component>.aoti.pt2``."""
+
+    def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
+        """Compile one component for this processor.
+
+        Raises:
+            ExportError: a kernel cannot be built, or the program is not for a CPU.
+        """
+        _ship_libraries(gated, folder / LIBRARIES)
+        metadata = {"modes_fx_instruction_set": detect_isa().name}
+        with torch.inference_mode():
+            aoti_compile_and_package(
+                gated.program,
+                package_path=str(folder / f"{component}.aoti.pt2"),
+                inductor_configs={"aot_inductor.metadata": metadata},
+            )
+
+    def load(self, folder: Path, component: str) -> "Package":
+        """Load one component and the kernels it calls."""
+        load_libraries(folder / LIBRARIES)
+        return Package(aoti_load_package(str(folder / f"{component}.aoti.pt2")))
+
+    def instruction_set(self) -> str:
+        """Return what the package and its kernels are built for."""
+        return detect_isa().name
+
+
+class Package:
+    """A loaded package."""
+
+    def __init__(self, package: Callable[..., Tensor]) -> None:
+        """Wrap what ``aoti_load_package`` returns."""
+        self._package = package
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """Return the logits ``[B, S, V]``."""
+        with torch.inference_mode():
+            logits: Tensor = self._package(**inputs)
+        return logits
+
+
+def load_libraries(folder: Path) -> None:
+    """Load the ops and kernels beside a package, but for those that are loaded already."""
+    for name in (folder / LOAD_ORDER).read_text(encoding="utf-8").split():
+        load_shared(folder / name)
+
+
+def _ship_libraries(gated: GatedProgram, folder: Path) -> None:
+    """Copy what the gated experts of a program call, each once, with the order to load it in."""
+    order = folder / LOAD_ORDER
+    folder.mkdir(exist_ok=True)
+    names = order.read_text(encoding="utf-8").split() if order.exists() else []
+    for body, dtype in _kernels(gated).items():
+        try:
+            libraries = kernel_libraries(Body.from_json(body), dtype, detect_isa())
+        except (BuildError, UnfusableError) as error:
+            raise ExportError(f"the experts' kernel cannot be built: {error}") from error
+        for library in libraries:
+            if library.name not in names:
+                shutil.copy2(library, folder)
+                names.append(library.name)
+    order.write_text("\n".join(names) + "\n", encoding="utf-8")
+
+
+def _kernels(gated: GatedProgram) -> Mapping[str, str]:
+    """Return the dtype of each body that a program computes."""
+    found = {}
+    for node in gates(gated.program):
+        x, body = node.args[0], str(node.args[4])
+        value = x.meta["val"]  # type: ignore[union-attr]
+        if value.device.type != "cpu":
+            raise ExportError(f"packages are compiled for CPUs, and the model is on {value.device}")
+        found[body] = str(value.dtype).removeprefix("torch.")
+    return found

@@ -1,0 +1,72 @@
+"""Check an artifact: its files, and what it computes on inputs that it has never seen."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedModel
+
+from modes_fx.export.errors import ExportError
+from modes_fx.export.formats import find_format
+from modes_fx.export.manifest import Manifest
+from modes_fx.export.oracle import gated_logits, largest_error
+from modes_fx.export.program import Inputs, exportable_inputs
+from modes_fx.fingerprint import config_hash
+from modes_fx.policy import SkipPolicy
+
+
+class Check(NamedTuple):
+    """One comparison.
+
+    Attributes:
+        component: of the artifact.
+        shapes: of its inputs, by name.
+        error: the largest difference from the model, as a share of the largest logit.
+        agrees: whether that is within the artifact's tolerance.
+    """
+
+    component: str
+    shapes: dict[str, list[int]]
+    error: float
+    agrees: bool
+
+
+def verify(
+    folder: Path, model: PreTrainedModel, inputs: Mapping[str, Sequence[Inputs]]
+) -> list[Check]:
+    """Compare an artifact with the model it was made from.
+
+    Args:
+        folder: of the artifact.
+        model: with the same weights.
+        inputs: calls of each component, as the processor returns them.
+
+    Returns:
+        One check for each call.
+
+    Raises:
+        ExportError: a file of the artifact was changed, or it is of another model, or it cannot be
+            run here.
+    """
+    manifest = Manifest.load(folder)
+    if config_hash(model.config) != manifest.model_config_hash:
+        raise ExportError(f"{folder} was exported from another model than this: {manifest.model}")
+    policy = SkipPolicy.from_pretrained(folder / "policy")
+    writer = find_format(manifest.format)
+    checks = []
+    for component in manifest.components:
+        try:
+            loaded = writer.load(folder, component)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ExportError(
+                f"{component} cannot be loaded here: {reason} (exported on {manifest.machine}, "
+                f"{manifest.instruction_set or 'any'} instructions)"
+            ) from error
+        for given in inputs[component]:
+            taken = exportable_inputs(model, given)
+            expected = gated_logits(model, policy, manifest.target, taken)
+            off = largest_error(loaded(taken), expected, given.get("attention_mask"))
+            shapes = {name: list(value.shape) for name, value in taken.items()}
+            checks.append(Check(component, shapes, off, off <= manifest.tolerance))
+    return checks

@@ -1,0 +1,143 @@
+"""manifest.json: what an artifact holds, for which model and policy, and how it was verified."""
+
+import hashlib
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from modes_fx.export.errors import ExportError
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+PACKAGES = ("modes-fx", "torch", "transformers")
+FormatName = Literal["pt2", "aoti"]
+
+
+class Value(BaseModel):
+    """An input or output: its name, dtype, and sizes as numbers or symbols."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class Component(BaseModel):
+    """One callable of the artifact.
+
+    Attributes:
+        inputs: by name.
+        output: the logits.
+        layers: its MoE layers.
+        rewritten: how many of them are gated.
+        max_error: the largest difference from the model, as a share of the largest logit, when it
+            was exported.
+        time_ratio: time at the target over time with every expert kept, where it was measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs: list[Value]
+    output: Value
+    layers: int
+    rewritten: int
+    max_error: float
+    time_ratio: float | None = None
+
+    @property
+    def saves_compute(self) -> bool | None:
+        """Whether skipping saves time; None where it was not measured."""
+        return None if self.time_ratio is None else self.time_ratio < 1
+
+
+class Manifest(BaseModel):
+    """The manifest of one artifact.
+
+    Attributes:
+        format: of the components.
+        model: its name or folder, for ``verify``.
+        model_config_hash: ``modes_fx.fingerprint.config_hash`` of it.
+        dtype: of its weights.
+        target: the skip ratio whose thresholds are inside.
+        policy_sha256: of ``policy/modes_policy.json``.
+        instruction_set: that its kernels were built for; None where they are built when loaded.
+        machine: of the processor, such as x86_64.
+        versions: of the packages that wrote it.
+        tolerance: of ``max_error``.
+        components: by name.
+        files: the sha256 digest of every other file, by path.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    version: int = MANIFEST_VERSION
+    format: FormatName
+    model: str
+    model_config_hash: str
+    dtype: str
+    target: float
+    policy_sha256: str
+    instruction_set: str | None
+    machine: str = platform.machine()
+    versions: dict[str, str]
+    tolerance: float
+    components: dict[str, Component]
+    files: dict[str, str]
+
+    def save(self, folder: Path) -> None:
+        """Write it into an artifact."""
+        (folder / MANIFEST).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read an artifact's manifest and check that its files are those that were written.
+
+        Raises:
+            ExportError: there is none, it is malformed, or a file is missing or was changed.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise ExportError(f"{folder} is no artifact: it has no {MANIFEST}")
+        try:
+            manifest = cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ExportError(f"{path} is not a manifest of this release: {error}") from error
+        manifest.check_files(folder)
+        return manifest
+
+    def check_files(self, folder: Path) -> None:
+        """Check that an artifact holds the files that were written, unchanged.
+
+        Raises:
+            ExportError: a file is missing, was changed, or was added.
+        """
+        found = digests(folder)
+        for name, digest in self.files.items():
+            if name not in found:
+                raise ExportError(f"{folder / name} is missing: export the model again")
+            if found[name] != digest:
+                raise ExportError(
+                    f"{folder / name} is not what was exported: export the model again"
+                )
+        if added := sorted(found.keys() - self.files.keys()):
+            raise ExportError(f"{folder / added[0]} is no part of the artifact: take it out")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the sha256 digest of every file of a folder but the manifest, by path."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST:
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that write artifacts."""
+    return {package: version(package) for package in PACKAGES}
