@@ -62,11 +62,10 @@ def write_blocked(
     written = loop.op(
         "ScatterND", rows_so_far, loop.op("Unsqueeze", pair, [1]), loop.cast(result, FLOAT)
     )
-    more = loop.op("Less", loop.op("Add", turn, 1), total, dtype=BOOL)
-    turns = loop.graph("blocks", [turn, go_on, rows_so_far], [more, written])
+    turns = loop.graph("blocks", [turn, go_on, rows_so_far], [loop.op("Identity", go_on), written])
 
-    begin = n.op("Less", n.constant(0), total, dtype=BOOL)
-    filled = n.op_with("Loop", [None, begin, start], 1, {"body": turns}, FLOAT)[0]
+    always = n.constant(True, BOOL)
+    filled = n.op_with("Loop", [total, always, start], 1, {"body": turns}, FLOAT)[0]
     of_pairs = n.op("Slice", filled, [0], num_pairs, [0])
     of_tokens = n.op("Reshape", of_pairs, [-1, top_k, hidden])
     return n.cast(n.op("ReduceSum", of_tokens, [1], keepdims=0), x.dtype or FLOAT)
