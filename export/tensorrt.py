@@ -167,7 +167,7 @@ def _profile(builder: Any, network: Any, sizes: Mapping[str, Sequence[SizeRange 
 
 
 def _logger(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(trt.ILogger):
         """Keeps the errors for the message, and prints nothing."""
 
         def __init__(self) -> None:

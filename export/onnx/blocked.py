@@ -81,9 +81,7 @@ def _blocks(
         each place of the blocks, P where there is none.
     """
     ids = n.constant([list(range(num_experts))])
-    chosen = n.cast(
-        n.op("Equal", n.op("Unsqueeze", expert, [1]), ids, dtype=BOOL), INT64
-    )  # [P, E]
+    chosen = n.cast(n.op("Equal", n.op("Unsqueeze", expert, [1]), ids, dtype=BOOL), INT64)  # [P, E]
     counts = n.op("ReduceSum", chosen, [0], keepdims=0)
     blocks = n.op("Div", n.op("Add", counts, ROWS - 1), ROWS)
     last = n.op("CumSum", blocks, n.constant(0))

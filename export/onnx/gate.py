@@ -1,4 +1,4 @@
-"""The gate in standard ONNX operators; ``modes_fx.kernels.reference.gate`` says what it computes."""
+"""The gate of ``modes_fx.kernels.reference.gate`` in standard ONNX operators."""
 
 import math
 

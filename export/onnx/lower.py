@@ -36,7 +36,7 @@ def lower(model: ir.Model, form: Form) -> int:
         How many layers of experts there were.
 
     Raises:
-        ExportError: an expert's computation has no ONNX form, or a size that has to be known is not.
+        ExportError: an expert's computation has no ONNX form, or a size that is needed is unknown.
     """
     constants = Constants()
     layers = 0
@@ -60,14 +60,15 @@ def _replace(graph: ir.Graph, node: ir.Node, constants: Constants, form: Form) -
     nodes = Nodes(constants)
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     inputs = [value for value in node.inputs if value is not None]
+    results: tuple[ir.Value, ...]
     if node.op_type == "Gate":
         top_k = _static(inputs[0], 1)
         results = write_gate(nodes, *inputs[:4], top_k=top_k, **attributes)
     elif node.op_type == "Experts":
         results = (_write_experts(nodes, inputs, attributes, FORMS[form]),)
     else:
-        sizes = tuple(_static(inputs[5], axis) for axis in range(3))
-        results = (write_skipped_means(nodes, *inputs[:6], sizes=sizes),)  # type: ignore[arg-type]
+        codes, num_experts, hidden = (_static(inputs[5], axis) for axis in range(3))
+        results = (write_skipped_means(nodes, *inputs[:6], sizes=(codes, num_experts, hidden)),)
     for old, new in zip(node.outputs, results, strict=True):
         new.shape = old.shape
     ir.convenience.replace_nodes_and_values(

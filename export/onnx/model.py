@@ -59,6 +59,9 @@ def save_onnx(
         external_data=f"{path.name}.data",
         size_threshold_bytes=EXTERNAL_BYTES,
     )
+    data = path.with_name(f"{path.name}.data")
+    if not data.stat().st_size:
+        data.unlink()
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:

@@ -1,5 +1,6 @@
 """Writes standard ONNX operators, and knows the dtype of every value on the way."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,11 @@ class Constants:
     def __init__(self) -> None:
         """Begin without any."""
         self.values: dict[Any, ir.Value] = {}
+        self._names = itertools.count()
+
+    def name(self) -> str:
+        """Return a name that no other value of the model has, in whatever branch it is."""
+        return f"modes_fx.{next(self._names)}"
 
     def array(self, content: Any, dtype: ir.DataType) -> ir.Value:
         """Return a small constant: a number, or a nested list of them."""
@@ -87,9 +93,12 @@ class Nodes:
         """Append an operator with several results of one dtype; see :meth:`op`."""
         typed = next((value for value in inputs if isinstance(value, ir.Value)), None)
         given = [self._input(value, typed) for value in inputs]
+        kind = dtype or (typed.dtype if typed is not None else None)
+        assert kind is not None, f"{op_type}: say which dtype it gives"
         results = self._tape.op_multi_out(op_type, given, attributes, num_outputs=outputs)
         for result in results:
-            result.dtype = dtype or (typed.dtype if typed is not None else None)
+            result.name = self.constants.name()
+            result.dtype = kind
         return results
 
     def constant(self, content: Any, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:
@@ -108,9 +117,7 @@ class Nodes:
         given = [self._input(value, typed) for value in (yes, no)]
         return self.op("Where", condition, *given, dtype=typed.dtype)
 
-    def graph(
-        self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
-    ) -> ir.Graph:
+    def graph(self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Graph:
         """Return the operators so far as the body of a branch or a loop."""
         return ir.Graph(inputs, outputs, nodes=self._tape.nodes, name=name)
 

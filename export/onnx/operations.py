@@ -21,7 +21,6 @@ UNARY = {
     "neg": "Neg",
     "relu": "Relu",
     "sigmoid": "Sigmoid",
-    "sign": "Sign",
     "sqrt": "Sqrt",
     "tanh": "Tanh",
 }
@@ -144,6 +143,13 @@ def _greater(n: Nodes, x: ir.Value, other: float) -> ir.Value:
     return n.op("Greater", x, other, dtype=ir.DataType.BOOL)
 
 
+def _sign(n: Nodes, x: ir.Value) -> ir.Value:
+    # Sign keeps NaN in ONNX Runtime, where ATen gives 0.
+    below = n.op("Less", x, 0.0, dtype=ir.DataType.BOOL)
+    signs = [n.cast(side, promote(x)) for side in (_greater(n, x, 0.0), below)]
+    return n.op("Sub", *signs)
+
+
 def _where(n: Nodes, condition: ir.Value, yes: Any, no: Any) -> ir.Value:
     return n.where(condition, *_same_dtype(n, yes, no))
 
@@ -196,6 +202,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "aten.pow.Tensor_Scalar": _pow,
     "aten.rsqrt.default": lambda n, x: n.op("Reciprocal", n.op("Sqrt", x)),
     "aten.rsub.Scalar": _rsub,
+    "aten.sign.default": _sign,
     "aten.silu.default": _silu,
     "aten.softplus.default": _softplus,
     "aten.square.default": lambda n, x: n.op("Mul", x, x),

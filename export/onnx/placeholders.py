@@ -41,7 +41,7 @@ def translate(program: ExportedProgram) -> ir.Model:
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table=dict(TRANSLATIONS),
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -58,9 +58,7 @@ def _op(name: str, outputs: int, attributes: Mapping[str, type]) -> Op:
         DOMAIN,
         _VERSION,
         inputs=[
-            parameter(
-                "inputs", "inputs", "", param_option=option.Variadic, is_homogeneous=False
-            )
+            parameter("inputs", "inputs", "", param_option=option.Variadic, is_homogeneous=False)
         ],
         outputs=[parameter(kind, kind, "") for kind in kinds[1:]],
         type_constraints=[(kind, ["tensor(float)"], "") for kind in kinds],
