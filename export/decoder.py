@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from modes_fx.attach import attach, attached, detach
 from modes_fx.errors import ExportError
+from modes_fx.export.masked_add import spread_masked_adds
 from modes_fx.passes.pipeline import rewrite_graph
 from modes_fx.passes.report import LayerReport
 from modes_fx.passes.rewrite import ADD_SKIPPED_MEANS, GATE
@@ -143,9 +144,12 @@ def _recorded(
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
-            raise ExportError("the decoder takes arguments by position; it has to take them by name")
+            raise ExportError(
+                "the decoder takes arguments by position; it has to take them by name"
+            )
         tokens = next(
-            value for name in ("inputs_embeds", "input_ids")
+            value
+            for name in ("inputs_embeds", "input_ids")
             if isinstance(value := kwargs.get(name), Tensor)
         )
         device = codes.on(tokens.device)
@@ -181,6 +185,7 @@ def _rewrite(program: ExportedProgram, modality: int) -> list[LayerReport]:
     for node in list(graph.nodes):
         if node.target in _ASSERTS:
             graph.erase_node(node)
+    spread_masked_adds(program)
     names, values = _named_inputs(program)
     for node, value in values.items():
         if isinstance(value, nn.Parameter):
