@@ -20,7 +20,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from modes_fx.attach import attach, attached, detach
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 from modes_fx.export.masked_add import spread_masked_adds
 from modes_fx.passes.pipeline import rewrite_graph
 from modes_fx.passes.report import LayerReport
@@ -144,9 +144,7 @@ def _recorded(
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
-            raise ExportError(
-                "the decoder takes arguments by position; it has to take them by name"
-            )
+            raise ExportError("the decoder has to take its arguments by name")
         tokens = next(
             value
             for name in ("inputs_embeds", "input_ids")

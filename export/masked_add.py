@@ -41,22 +41,27 @@ def _masked_add(put: Node) -> tuple[Node, Node] | None:
     """Return ``h[mask]`` and ``v`` where a node writes their sum back to where it is from."""
     if put.target is not aten.index_put.default or len(put.args) != 3:
         return None
-    h, where, added = put.args
+    arguments: Any = put.args
+    h, where, added = arguments
     if not (isinstance(added, Node) and added.target is aten.add.Tensor and not added.kwargs):
         return None
-    if len(where) != 1 or where[0].meta["val"].dtype != torch.bool:  # type: ignore[arg-type, index, union-attr]
+    if len(where) != 1 or where[0] is None or len(added.users) != 1:
         return None
-    if where[0].meta["val"].dim() != 2 or len(added.users) != 1:  # type: ignore[index, union-attr]
+    mask = where[0].meta["val"]
+    if mask.dtype != torch.bool or mask.dim() != 2:
         return None
-    for picked, values in (added.args, added.args[::-1]):
-        is_pick = isinstance(picked, Node) and picked.target is aten.index.Tensor
-        if is_pick and picked.args == (h, where):  # type: ignore[union-attr]
-            return picked, values  # type: ignore[return-value]
+    operands: Any = added.args
+    for picked, values in (operands, operands[::-1]):
+        if not (isinstance(picked, Node) and isinstance(values, Node)):
+            continue
+        if picked.target is aten.index.Tensor and picked.args == (h, where):
+            return picked, values
     return None
 
 
 def _write(put: Node, values: Node) -> None:
-    h, (mask,), _ = put.args  # type: ignore[misc]
+    arguments: Any = put.args
+    h, (mask,), _ = arguments
     graph, fake = put.graph, mask.meta["val"].fake_mode
 
     def call(target: Any, *args: Any, **kwargs: Any) -> Node:

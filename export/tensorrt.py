@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 
 COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """What engines are built for where nothing else is asked."""

@@ -11,10 +11,6 @@ class MatchError(RuntimeError):
     """A graph cannot be compiled as asked: strict matching failed, or a compiler is missing."""
 
 
-class ExportError(RuntimeError):
-    """A model cannot be exported as asked, or an artifact is not what it should be."""
-
-
 def listed(names: Iterable[str], limit: int = 4) -> str:
     """Lists names in order for a message: the first ones, and how many more there are."""
     ordered = sorted(names)

@@ -4,7 +4,7 @@ import math
 
 import onnx_ir as ir
 
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.nodes import Nodes
 
 BOOL, FLOAT, INT64 = ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.INT64

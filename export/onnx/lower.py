@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes import common as passes
 
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.blocked import write_blocked
 from modes_fx.export.onnx.gate import write_gate
 from modes_fx.export.onnx.means import write_skipped_means

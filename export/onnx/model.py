@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.lower import Form, lower
 from modes_fx.export.onnx.placeholders import OPSET, translate
 

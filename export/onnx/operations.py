@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.nodes import Nodes, promote
 
 Operation = Callable[..., ir.Value]

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from modes_fx import mean_ops as mean_ops  # registers the op
 from modes_fx import ops as ops
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 
 DOMAIN = "modes_fx"
 OPSET = 20

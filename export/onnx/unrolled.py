@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 import torch
 
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.body import Weights, write_body
 from modes_fx.export.onnx.nodes import Nodes, lazy, torch_tensor
 from modes_fx.kernels.epilogue import Body

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.lower import FORMS
 from modes_fx.kernels import reference
 from modes_fx.kernels.epilogue import Body, Step

@@ -8,7 +8,7 @@ from torch import nn
 from torch.export import Dim
 from torch.testing import assert_close
 
-from modes_fx.errors import ExportError
+from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.lower import FORMS
 from modes_fx.export.onnx.model import save_onnx
 from modes_fx.kernels.epilogue import Body
