@@ -1,0 +1,1 @@
+"""How much time an exported model saves by skipping, where it can be run."""
