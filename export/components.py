@@ -5,27 +5,21 @@ program to program as plain tensors. Thresholds are constants of the programs, a
 modality is computed inside from ``input_ids``.
 """
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 from transformers import DynamicCache, PreTrainedModel
 from transformers.exporters.exporter_dynamo import apply_patches
 
-import modes_fx.hooks as h
-from modes_fx.attach import attach, attached, detach, is_attached
+from modes_fx.attach import is_attached
 from modes_fx.export.errors import ExportError
+from modes_fx.export.gates import CodesInGraph, check_layers, gates_in_graph, rewrite_program
 from modes_fx.export.runner import DECODE, PREFILL, Interface, next_positions, text_positions
-from modes_fx.modality import DeviceCodes, TokenIds, modality_codes
-from modes_fx.passes.pipeline import rewrite_graph
 from modes_fx.passes.report import LayerReport
 from modes_fx.policy import SkipPolicy
 
@@ -89,12 +83,16 @@ def export_components(
     with torch.no_grad():
         first = _Step(model)(prompt, [])
     step = _step_inputs(prompt, *first)
-    with _gates_in_graph(model, policy, target) as gated:
+    with gates_in_graph(model, policy, target) as codes:
+        gated = _Step(model, codes)
         prefill = _capture(gated, PREFILL, prompt, [])
         decode = _capture(gated, DECODE, step, first[1])
-    layers = {PREFILL: _rewrite(prefill), DECODE: _rewrite(decode)}
+    layers = {
+        PREFILL: rewrite_program(prefill, _WRAPPED),
+        DECODE: rewrite_program(decode, _WRAPPED),
+    }
     for component, reports in layers.items():
-        _check_layers(component, reports, allow_partial)
+        check_layers(reports, allow_partial, component)
     return Components(prefill, decode, _interface(prompt), layers)
 
 
@@ -124,38 +122,18 @@ def prompt_inputs(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
     return given
 
 
-class _CodesInGraph:
-    """Stands in for the modality buffer while a model is captured."""
-
-    def __init__(self) -> None:
-        self.codes: DeviceCodes | None = None
-
-    def on(self, device: torch.device) -> DeviceCodes:
-        if self.codes is None:
-            raise RuntimeError("a layer ran before the modality of the call's tokens was computed")
-        return self.codes
-
-
 class _Step(nn.Module):
     """A call of a model with its cache as plain tensors."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        token_ids: TokenIds | None = None,
-        codes: _CodesInGraph | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, codes: CodesInGraph | None = None) -> None:
         super().__init__()
-        self.model, self._token_ids, self._codes = model, token_ids, codes
+        self.model, self._codes = model, codes
 
     def forward(
         self, inputs: dict[str, Tensor], cache: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        if self._codes is not None and self._token_ids is not None:
-            mask = inputs["attention_mask"]
-            found = modality_codes(self._token_ids, inputs["input_ids"], attention_mask=mask)
-            count = torch.full((1,), found.shape[0], dtype=torch.int64, device=found.device)
-            self._codes.codes = DeviceCodes(found, count)
+        if self._codes is not None:
+            self._codes.compute(inputs["input_ids"], inputs["attention_mask"])
         pairs = list(zip(cache[::2], cache[1::2], strict=True)) or None
         past = DynamicCache(ddp_cache_data=pairs, config=self.model.config.get_text_config())
         # Not by a call: the model's own hooks read the modality where no graph can hold them.
@@ -164,25 +142,6 @@ class _Step(nn.Module):
         )
         kept = [value for layer in past.layers for value in (layer.keys, layer.values)]
         return output.logits, kept
-
-
-@contextmanager
-def _gates_in_graph(model: PreTrainedModel, policy: SkipPolicy, target: float) -> Iterator[_Step]:
-    """Give a step of a model that computes the modality of its tokens in the graph."""
-    attach(model, policy, target=target)
-    try:
-        attachment = attached(model)
-        if attachment.decoder_modality is not None:
-            raise ExportError("models with an encoder and a decoder cannot be exported yet")
-        codes = _CodesInGraph()
-        for layer in attachment.layers.values():
-            gate: h.GateOptions = getattr(layer, h.GATE)
-            if gate.modality is attachment.modality:
-                setattr(layer, h.GATE, replace(gate, modality=codes))  # type: ignore[arg-type]
-        special = policy.special_token_ids if policy.special_tokens == "keep" else ()
-        yield _Step(model, TokenIds.from_config(model.config, special), codes)
-    finally:
-        detach(model)
 
 
 def _step_inputs(prompt: Inputs, logits: Tensor, cache: list[Tensor]) -> dict[str, Tensor]:
@@ -198,7 +157,7 @@ def _capture(step: _Step, component: str, inputs: Inputs, cache: list[Tensor]) -
         [{0: Dim.AUTO, 2: Dim.AUTO} for _ in cache],
     )
     try:
-        with torch.no_grad(), apply_patches("dynamo"), _quiet():
+        with torch.no_grad(), apply_patches("dynamo"):
             arguments = (dict(inputs), cache)
             program = torch.export.export(step, arguments, dynamic_shapes=sizes, strict=False)
             return program.run_decompositions({})
@@ -235,52 +194,3 @@ def _interface(prompt: Inputs) -> Interface:
     return Interface(
         inputs=list(prompt), fixed=fixed, batch=1 if batch == 1 else None, position_axes=axes
     )
-
-
-def _rewrite(program: ExportedProgram) -> list[LayerReport]:
-    module = program.graph_module
-    for node in list(module.graph.nodes):
-        # They check what export has just recorded, and count as uses of what they check.
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            module.graph.erase_node(node)
-    stored = {**program.constants, **program.state_dict}
-    values: dict[Node, Any] = {}
-    names: dict[Node, str] = {}
-    placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
-    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
-        value = stored.get(spec.target) if spec.target is not None else None
-        if spec.target is None or not isinstance(value, Tensor):
-            continue
-        owner, _, last = spec.target.removeprefix(_WRAPPED).rpartition(".")
-        values[node] = value
-        names[node] = f"{owner}.theta" if last == h.THETA else f"{owner}.{last}"
-        node.meta["tensor_dict"] = {"_dynamo_static_input_type": "guarded"}
-    layers = rewrite_graph(module, values, names)
-    _describe_new_nodes(module.graph)
-    program.validate()
-    return layers
-
-
-def _describe_new_nodes(graph: Graph) -> None:
-    for node in graph.nodes:
-        if node.op == "call_function" and "val" not in node.meta:
-            args, kwargs = map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-            node.meta["val"] = node.target(*args, **kwargs)
-
-
-def _check_layers(component: str, layers: list[LayerReport], allow_partial: bool) -> None:
-    left = [layer for layer in layers if layer.status != "rewritten" or not layer.gated]
-    if len(left) == len(layers) or (left and not allow_partial):
-        first = f"{left[0].path or '(unnamed)'}: {left[0].reason}" if left else "none was found"
-        raise ExportError(
-            f"{component}: {len(left)} of {len(layers)} MoE layers were not rewritten, and would "
-            f"compute every expert; the first is {first}. allow_partial=True gates the others"
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what an attached model says when it runs uncompiled, as it does to be exported."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "a skipping policy is attached, but this call")
-        yield

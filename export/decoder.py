@@ -6,9 +6,7 @@ with one more: ``modality``, the code of each token. Thresholds are constants.
 """
 
 import operator
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -21,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from modes_fx.attach import attach, attached, detach
 from modes_fx.export.errors import ExportError
+from modes_fx.export.gates import quiet
 from modes_fx.export.masked_add import spread_masked_adds
 from modes_fx.passes.pipeline import rewrite_graph
 from modes_fx.passes.report import LayerReport
@@ -73,7 +72,7 @@ def export_decoder(
     attach(model, policy, target=target)
     try:
         decoder = _decoder(model)
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             inputs, structure = _recorded(model, decoder, example)
             others, _ = _recorded(model, decoder, other)
             program = torch.export.export(
@@ -96,7 +95,7 @@ def record_call(model: nn.Module, example: Mapping[str, Any]) -> Inputs:
     """
     attach(model)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             return _recorded(model, _decoder(model), example)[0]
     finally:
         detach(model)
@@ -241,11 +240,3 @@ def _read_codes(program: ExportedProgram, code: Node) -> None:
     graph.eliminate_dead_code()
     graph.lint()
     program.graph_module.recompile()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what an attached model says when it runs uncompiled, as it does to be exported."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "a skipping policy is attached, but this call")
-        yield

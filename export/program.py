@@ -1,28 +1,23 @@
 """From a model and a policy to an exported program whose experts are gated.
 
-transformers' own exporter captures the model; the passes are those of the backend. What differs is
-where constants come from: thresholds are buffers of the program, under the path of their layer, and
-each token's modality is computed in the graph from ``input_ids``.
+transformers' own exporter captures the model; the passes are those of the backend.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import Graph, Node
-from torch.fx.node import map_arg
+from torch.fx import Node
 from transformers import PreTrainedModel
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
 import modes_fx.hooks as h
-from modes_fx.attach import attach, attached, detach, is_attached
 from modes_fx.export.errors import ExportError
-from modes_fx.modality import DeviceCodes, ModalityBuffer, TokenIds, modality_codes
-from modes_fx.passes.pipeline import rewrite_graph
+from modes_fx.export.gates import CodesInGraph, check_layers, gates_in_graph, rewrite_program
 from modes_fx.passes.report import LayerReport
 from modes_fx.policy import SkipPolicy
 
@@ -66,19 +61,11 @@ def gated_program(
         ExportError: the model is attached, cannot be captured, or has layers that are not
             rewritten.
     """
-    if is_attached(model):
-        raise ExportError("the model is attached: call modes_fx.detach(model) before exporting it")
-    with _gates_in_graph(model, policy, target), _logits_only(model):
+    with gates_in_graph(model, policy, target) as codes, _logits_only(model, codes):
         program = _capture(model, inputs)
     program = program.run_decompositions({})
-    layers = _rewrite(program)
-    left = [layer for layer in layers if layer.status != "rewritten" or not layer.gated]
-    if left and not allow_partial:
-        raise ExportError(
-            f"{len(left)} of {len(layers)} MoE layers were not rewritten, and would compute every "
-            f"expert; the first is {left[0].path or '(unnamed)'}: {left[0].reason}. Export with "
-            "--allow-partial (allow_partial=True) to have the others gated"
-        )
+    layers = rewrite_program(program)
+    check_layers(layers, allow_partial)
     return GatedProgram(program, layers)
 
 
@@ -121,56 +108,25 @@ def keep_every_expert(program: ExportedProgram) -> torch.nn.Module:
     return module
 
 
-class _CodesInGraph(ModalityBuffer):
-    """Stands in for the modality buffer while a model is captured."""
-
-    def __init__(self) -> None:
-        super().__init__((), 0)
-        self.codes: DeviceCodes | None = None
-
-    def on(self, device: torch.device) -> DeviceCodes:
-        assert self.codes is not None, "the model's own hook runs before its layers"
-        return self.codes
-
-
 @contextmanager
-def _gates_in_graph(model: PreTrainedModel, policy: SkipPolicy, target: float) -> Iterator[None]:
-    """Attach so that a call computes the modality of its tokens where it can be captured."""
-    attach(model, policy, target=target)
-    try:
-        attachment = attached(model)
-        if attachment.decoder_modality is not None:
-            raise ExportError("models with an encoder and a decoder cannot be exported yet")
-        for _ in range(2):  # what reads the modality outside the graph
-            attachment.handles.pop().remove()
-        codes = _CodesInGraph()
-        for layer in attachment.layers.values():
-            gate: h.GateOptions = getattr(layer, h.GATE)
-            if gate.modality is attachment.modality:
-                setattr(layer, h.GATE, replace(gate, modality=codes))
-        special = policy.special_token_ids if policy.special_tokens == "keep" else ()
-        token_ids = TokenIds.from_config(model.config, special)
+def _logits_only(model: PreTrainedModel, codes: CodesInGraph) -> Iterator[None]:
+    """Have calls of a model compute the codes first, and return nothing but logits.
 
-        def write_codes(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            mask = kwargs.get("attention_mask")
-            found = modality_codes(token_ids, kwargs["input_ids"], attention_mask=mask)
-            count = torch.full((1,), found.shape[0], dtype=torch.int64, device=found.device)
-            codes.codes = DeviceCodes(found, count)
+    transformers' output classes would be needed to load the program.
+    """
 
-        attachment.handles.append(model.register_forward_pre_hook(write_codes, with_kwargs=True))
-        yield
-    finally:
-        detach(model)
+    def compute_codes(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        codes.compute(kwargs["input_ids"], kwargs.get("attention_mask"))
 
-
-@contextmanager
-def _logits_only(model: PreTrainedModel) -> Iterator[None]:
-    # transformers' output classes would be needed to load the program.
-    handle = model.register_forward_hook(lambda module, args, output: output.logits)
+    handles = (
+        model.register_forward_pre_hook(compute_codes, with_kwargs=True),
+        model.register_forward_hook(lambda module, args, output: output.logits),
+    )
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _capture(model: PreTrainedModel, inputs: Inputs) -> ExportedProgram:
@@ -186,33 +142,3 @@ def _capture(model: PreTrainedModel, inputs: Inputs) -> ExportedProgram:
             f"{', '.join(inputs)}: {str(error).strip().splitlines()[0]}"
         ) from error
     return program
-
-
-def _rewrite(program: ExportedProgram) -> list[LayerReport]:
-    module = program.graph_module
-    for node in list(module.graph.nodes):
-        # They check what export has just recorded, and count as uses of what they check.
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            module.graph.erase_node(node)
-    stored = {**program.constants, **program.state_dict}
-    values: dict[Node, Any] = {}
-    names: dict[Node, str] = {}
-    placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
-    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
-        if spec.target is None or not isinstance(stored.get(spec.target), Tensor):
-            continue
-        owner, _, last = spec.target.rpartition(".")
-        values[node] = stored[spec.target]
-        names[node] = f"{owner}.theta" if last == h.THETA else spec.target
-        node.meta["tensor_dict"] = {"_dynamo_static_input_type": "guarded"}
-    layers = rewrite_graph(module, values, names)
-    _describe_new_nodes(module.graph)
-    program.validate()
-    return layers
-
-
-def _describe_new_nodes(graph: Graph) -> None:
-    for node in graph.nodes:
-        if node.op == "call_function" and "val" not in node.meta:
-            args, kwargs = map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-            node.meta["val"] = node.target(*args, **kwargs)

@@ -84,7 +84,7 @@ def _parametrised_sizes(module: nn.Module) -> list[torch.Size]:
         return [getattr(module, name).shape for name in module.parametrizations]  # type: ignore[union-attr]
 
 
-def _are_alike(sizes: Sequence[torch.Size]) -> bool:
+def _are_alike(sizes: Sequence[tuple[int, ...]]) -> bool:
     return len(sizes) >= 2 and len(set(sizes)) == 1 and sizes[0][0] > 1
 
 
