@@ -133,6 +133,7 @@ print([name for name in sys.modules if ".modeling_" in name and ".models." in na
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("target", [KEEP_ALL, SKIP])
 def test_the_demo_model_answers_questions_about_images_as_generate_does(target, tmp_path):
     model, processor = load_model()
