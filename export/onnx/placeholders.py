@@ -14,10 +14,12 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from modes_fx import mean_ops as mean_ops  # registers the op
 from modes_fx import ops as ops
 from modes_fx.export.errors import ExportError
+from modes_fx.export.masked_add import spread_masked_adds
 
 DOMAIN = "modes_fx"
 OPSET = 20
@@ -30,9 +32,15 @@ _ATTRIBUTES = {int: OpSchema.AttrType.INT, float: OpSchema.AttrType.FLOAT}
 def translate(program: ExportedProgram) -> ir.Model:
     """Return the program as an ONNX model with nodes ``Gate``, ``Experts``, ``AddSkippedMeans``.
 
+    Args:
+        program: changed in place where it asks what a graph can tell: additions under a mask, and
+            counts of tokens.
+
     Raises:
         ExportError: an operation of the program has no translation.
     """
+    spread_masked_adds(program)
+    _settle_token_counts(program)
     with warnings.catch_warnings():
         # Of torch's own code, about itself.
         warnings.simplefilter("ignore", FutureWarning)
@@ -48,6 +56,17 @@ def translate(program: ExportedProgram) -> ir.Model:
             raise ExportError(f"torch cannot translate this program to ONNX: {error}") from error
     assert translated is not None
     return translated.model
+
+
+def _settle_token_counts(program: ExportedProgram) -> None:
+    """Drop the count of a call's tokens where the sizes in the graph say that it is right."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.modes_fx.gate.default and node.args[3] is not None:
+            index, _, modality, _, *_ = node.args
+            here, given = (value.meta["val"].shape[0] for value in (index, modality))
+            if statically_known_true(here == given):
+                node.update_arg(3, None)
+    program.graph_module.recompile()
 
 
 def _op(name: str, outputs: int, attributes: Mapping[str, type]) -> Op:

@@ -92,7 +92,7 @@ def test_a_gate_that_counts_tokens_is_refused(layer, tmp_path) -> None:
                 index, weight, modality, tokens, theta, 4, "weight", 0.0, 0
             )
 
-    example = (torch.zeros(3, 2).long(), torch.zeros(3, 2), *inputs(3)[1:], torch.tensor([3]))
+    example = (torch.zeros(3, 2).long(), torch.zeros(3, 2), *inputs(4)[1:], torch.tensor([3]))
     program = torch.export.export(Counting(), example)
     with pytest.raises(ExportError, match="no `tokens`"):
         save_onnx(program, tmp_path / "model.onnx")
