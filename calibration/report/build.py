@@ -13,6 +13,7 @@ from modes_fx.calibration.report.schema import (
     ComparedRow,
     Comparison,
     Data,
+    Evaluated,
     Scores,
     Target,
 )
@@ -70,6 +71,15 @@ def build_report(
         ),
         options=asdict(options),
         alpha={path: dict(of_layer) for path, of_layer in found.alpha.items()},
+        search=[
+            Evaluated(
+                tau=dict(tau),
+                kl=measurement.kl,
+                skip_ratio=measurement.skip_ratio,
+                skip_ratio_by_modality=measurement.skip_ratio_by_modality,
+            )
+            for tau, measurement in found.tuned.frontier.evaluated
+        ],
         choices=[
             Choice(name=step.name, options=dict(step.options), chosen=step.chosen)
             for step in found.tuned.steps

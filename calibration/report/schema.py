@@ -82,6 +82,22 @@ class Target(Section):
     skip_ratio_by_layer: dict[str, ByModality]
 
 
+class Evaluated(Section):
+    """One pair of thresholds that the search tried.
+
+    Attributes:
+        tau: by modality.
+        kl: KL(full || skipped), mean over answer tokens.
+        skip_ratio: reached.
+        skip_ratio_by_modality: likewise.
+    """
+
+    tau: ByModality
+    kl: float
+    skip_ratio: Ratio
+    skip_ratio_by_modality: ByModality
+
+
 class Choice(Section):
     """One choice that was made, by how much log KL fell on the half where it fell less.
 
@@ -144,6 +160,7 @@ class CalibrationReport(Section):
         data: what was calibrated on.
         options: how, by name.
         alpha: by layer path and modality, as measured.
+        search: every pair of thresholds that the search tried, in order, without extras.
         choices: in order.
         targets: ascending.
         cost: what it took, beside what the published procedures take; see ``Cost``.
@@ -162,6 +179,7 @@ class CalibrationReport(Section):
     data: Data
     options: dict[str, Any]
     alpha: dict[str, ByModality]
+    search: list[Evaluated]
     choices: list[Choice]
     targets: list[Target]
     cost: dict[str, Any]

@@ -8,6 +8,7 @@ from modes_fx.calibration.report.schema import (
     ComparedRow,
     Comparison,
     Data,
+    Evaluated,
     Scores,
     Target,
 )
@@ -48,6 +49,15 @@ def report() -> CalibrationReport:
         ),
         options={"method": "default"},
         alpha=LAYERS,
+        search=[
+            Evaluated(
+                tau={"text": tau, "vision": 0.2},
+                kl=tau / 10,
+                skip_ratio=tau,
+                skip_ratio_by_modality={"text": tau / 2, "vision": 0.9},
+            )
+            for tau in (0.0, 0.2, 0.4)
+        ],
         choices=[Choice(name="extras", options={"none": 0.0, "means 1": 0.4}, chosen="means 1")],
         targets=[
             Target(
@@ -100,9 +110,19 @@ def test_markdown_shows_what_was_found(folder, shown) -> None:
 
 def test_the_page_needs_no_other_file(folder) -> None:
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
     assert "<table>" in page
     assert "<title>MoDES-FX calibration</title>" in page
+
+
+def test_text_alone_has_plots_too(report, tmp_path) -> None:
+    def text(section):
+        return section.model_copy(update={"skip_ratio_by_modality": {"text": 0.5}})
+
+    targets = [t.model_copy(update={"scores": text(t.scores)}) for t in report.targets]
+    search = [text(point) for point in report.search]
+    write_report(report.model_copy(update={"targets": targets, "search": search}), tmp_path)
+    assert "![search.png](search.png)" in (tmp_path / "report.md").read_text()
 
 
 def test_without_a_comparison_there_is_none(report, tmp_path) -> None:
