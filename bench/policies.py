@@ -3,7 +3,8 @@
 ``python -m modes_fx.bench.policies --out docs`` writes ``policies.json`` and ``policies.md``. All
 methods are fitted on training questions; held-out questions only measure, at the skip ratio that
 the default policy reaches there. With ``--quick`` the rules that compare a token's pairs with each
-other are left out, which run in the slow unmodified model.
+other are left out, which run in the slow unmodified model. Results are added to the folder's, in
+place of those of the same model and draw, so that a long measurement can be made in parts.
 """
 
 import json
@@ -52,42 +53,64 @@ OPTIONS = CalibrationOptions(special_tokens="text", batch_size=30)
 def measure_policies(
     out: Annotated[Path, typer.Option(help="Folder for policies.json and policies.md.")],
     draws: Annotated[int, typer.Option(help="Calibrations of each model.")] = 3,
-    samples: Annotated[int, typer.Option(help="Questions to calibrate on.")] = 120,
-    per_kind: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 50,
+    first: Annotated[int, typer.Option(help="The first draw.")] = 0,
+    samples: Annotated[int, typer.Option(help="Questions to calibrate on.")] = 256,
+    per_kind: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 30,
     quick: Annotated[bool, typer.Option(help="Leave the slow methods out.")] = False,
+    models: Annotated[str, typer.Option(help="Only models with this in their name.")] = "",
 ) -> None:
     """Calibrate, compare and write the tables."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=UserWarning)
     out.mkdir(parents=True, exist_ok=True)
-    found: list[dict[str, Any]] = []
-    for draw, (name, load) in product(range(draws), MODELS.items()):
+    wanted = {name: load for name, load in MODELS.items() if models in name}
+    for draw, (name, load) in product(range(first, first + draws), wanted.items()):
         model, processor = load()
         chats = [question_messages(q, with_answer=True) for q in heldout_questions(per_kind)]
         reference = Reference(encode_chats(processor, chats, 60))
         rows = _compared(model, processor, reference, samples, draw, quick)
-        found += [{"model": name, "draw": draw, **_fields(row, rows)} for row in rows]
-        (out / "policies.json").write_text(json.dumps(found, indent=1) + "\n")
-        (out / "policies.md").write_text(render(found, samples, 14 * per_kind))
+        measured = {"samples": samples, "questions": len(chats), "quick": quick}
+        add_to(
+            out, [{"model": name, "draw": draw, **measured, **_fields(row, rows)} for row in rows]
+        )
         Console(stderr=True).print(f"{name}, draw {draw}: done")
 
 
-def render(found: list[dict[str, Any]], samples: int, questions: int) -> str:
+def add_to(out: Path, found: list[dict[str, Any]]) -> None:
+    """Add the rows of one model and draw to a folder's files, in place of earlier ones."""
+    path = out / "policies.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    new = {(row["model"], row["draw"]) for row in found}
+    rows = [row for row in kept if (row["model"], row["draw"]) not in new] + found
+    rows.sort(key=lambda row: (row["model"], row["target"], row["draw"]))
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (out / "policies.md").write_text(render(rows), encoding="utf-8")
+
+
+def render(found: list[dict[str, Any]]) -> str:
     """Write the results of :func:`measure_policies` as Markdown."""
     lines = [
         "# Policies compared",
         "",
-        f"Measured by `python -m modes_fx.bench.policies --out docs`: calibrated on {samples} "
-        f"training questions a draw, measured on {questions} held-out questions, at the skip ratio "
+        f"Measured by `python -m modes_fx.bench.policies --out docs`: calibrated on "
+        f"{_counts(found, 'samples')} training questions a draw, measured on "
+        f"{_counts(found, 'questions')} held-out questions, at the skip ratio "
         "that the default policy reaches there. KL is in nats, from the full model, mean over "
         "answer tokens. The ratio is the default policy's KL over the method's, with a 95 % "
         "interval by a paired bootstrap over questions; below 1 the default is better. The last "
         "column is the default's accuracy minus the method's, likewise.",
     ]
+    if any(row["quick"] for row in found):
+        left_out = ", ".join(SLOW)
+        lines += ["", f"Where a draw has no row for {left_out}, `--quick` left them out."]
     for model in dict.fromkeys(entry["model"] for entry in found):
         for target in TARGETS:
             lines += ["", f"## {model}, {target:.0%}", "", *_table(found, model, target)]
     return "\n".join(lines) + "\n"
+
+
+def _counts(found: list[dict[str, Any]], name: str) -> str:
+    return " or ".join(map(str, sorted({row[name] for row in found})))
 
 
 def _table(found: list[dict[str, Any]], model: str, target: float) -> Iterable[str]:

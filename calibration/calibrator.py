@@ -27,15 +27,17 @@ from modes_fx.calibration.plane import UnreachableTargetError
 from modes_fx.calibration.prefix import find_stack
 from modes_fx.calibration.progress import Stage, shown_progress
 from modes_fx.calibration.reference import Reference
+from modes_fx.calibration.removals import measure_updates
 from modes_fx.calibration.session import Session, as_batches, open_session
 from modes_fx.calibration.survey import Survey, joined_shares, number_of_experts
 from modes_fx.calibration.tuning import Tuned, Tuner, with_constants
+from modes_fx.calibration.updates import Update
 from modes_fx.fingerprint import config_hash
 from modes_fx.modality import TokenIds
 from modes_fx.policy import SkipPolicy
 from modes_fx.policy_fields import Provenance, Reached, target_key
 from modes_fx.policy_means import Means
-from modes_fx.vocabulary import CALIBRATED, Modality
+from modes_fx.vocabulary import CALIBRATED, Modality, ModalityName
 
 TARGETS = (0.5, 0.75, 0.88)
 RECORDED_TOKENS = 1 << 16
@@ -53,6 +55,7 @@ class Calibration:
         reference: the samples, and what the full model says to them.
         shares: the full model's routing shares on some of their tokens.
         sizes: (E, H) of the experts of each layer.
+        updates: what each layer's experts do to tokens, by modality; empty where unknown.
         cost: what it took, beside what the published procedures take.
         draft: the policy before anything was measured, which keeps all.
     """
@@ -63,6 +66,7 @@ class Calibration:
     reference: Reference
     shares: Shares
     sizes: Sizes
+    updates: Mapping[str, Mapping[ModalityName, Update]]
     cost: Cost
     draft: SkipPolicy
 
@@ -150,6 +154,8 @@ def find_policy(
     shares, sizes = _first_pass(survey)
     alpha_options = AlphaOptions(options.alpha_mode, options.alpha_distance, options.alpha_returned)
     alpha = measure_alpha(survey, modalities, alpha_options, on_progress=stage("alpha"))
+    groups = alpha_options.groups(modalities)
+    updates = measure_updates(survey, groups, returned=options.alpha_returned)
     for_alpha = evaluator.ledger.layer_forwards
     draft = evaluator.policy.model_copy(update={"alpha": normalise_alpha(alpha)})
     tuner = Tuner(evaluator, draft, shares, sizes, modalities, options)
@@ -158,7 +164,7 @@ def find_policy(
     provenance = _provenance(session, tuned, options)
     policy = _policy(draft, tuned, provenance)
     return Calibration(
-        policy, alpha, tuned, evaluator.reference, shares, sizes, cost, evaluator.policy
+        policy, alpha, tuned, evaluator.reference, shares, sizes, updates, cost, evaluator.policy
     )
 
 

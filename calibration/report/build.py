@@ -16,6 +16,7 @@ from modes_fx.calibration.report.schema import (
     Evaluated,
     Scores,
     Target,
+    UpdateOfTokens,
 )
 from modes_fx.calibration.tuning import Chosen
 
@@ -71,6 +72,10 @@ def build_report(
         ),
         options=asdict(options),
         alpha={path: dict(of_layer) for path, of_layer in found.alpha.items()},
+        updates={
+            path: {name: UpdateOfTokens(**asdict(update)) for name, update in of_layer.items()}
+            for path, of_layer in found.updates.items()
+        },
         search=[
             Evaluated(
                 tau=dict(tau),

@@ -8,14 +8,17 @@ from matplotlib.figure import Figure
 
 from modes_fx.calibration.report.schema import CalibrationReport
 
-LAYERS, SEARCH, METHODS = "layers.png", "search.png", "methods.png"
+LAYERS, UPDATES, SEARCH, METHODS = "layers.png", "updates.png", "search.png", "methods.png"
 LEAST_KL = 1e-9
 """What a logarithmic scale shows of a KL of nothing."""
 
 
 def save_plots(report: CalibrationReport, folder: Path) -> list[str]:
     """Save the plots as PNG files into a folder, and return their names."""
-    names = [_save(_layers(report), folder / LAYERS), _save(_search(report), folder / SEARCH)]
+    names = [_save(_layers(report), folder / LAYERS)]
+    if report.updates:
+        names.append(_save(_updates(report), folder / UPDATES))
+    names.append(_save(_search(report), folder / SEARCH))
     if report.comparison is not None:
         names.append(_save(_methods(report), folder / METHODS))
     return names
@@ -43,6 +46,22 @@ def _layers(report: CalibrationReport) -> Figure:
             skipped = [of_layer.get(name, 0) for of_layer in target.skip_ratio_by_layer.values()]
             axis.plot(skipped, marker="o", label=name)
         axis.set(title=f"skipped at {target.target:.0%}", xlabel="MoE layer", ylim=(-0.02, 1.02))
+    return figure
+
+
+def _updates(report: CalibrationReport) -> Figure:
+    """How far each layer's experts move the tokens of each modality."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    magnitude, angle = figure.subplots(1, 2)
+    for name in dict.fromkeys(name for of_layer in report.updates.values() for name in of_layer):
+        of_layers = [u[name] for u in report.updates.values() if name in u]
+        magnitude.plot([update.magnitude for update in of_layers], marker="o", label=name)
+        angle.plot([update.angle for update in of_layers], marker="o", label=name)
+    magnitude.set(
+        title="length of the experts' update", xlabel="MoE layer", ylabel="of the token's"
+    )
+    angle.set(title="angle by which it turns the token", xlabel="MoE layer", ylabel="degrees")
+    magnitude.legend()
     return figure
 
 

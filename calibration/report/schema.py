@@ -98,6 +98,20 @@ class Evaluated(Section):
     skip_ratio_by_modality: ByModality
 
 
+class UpdateOfTokens(Section):
+    """What a layer's routed experts do to a token, mean over the tokens of a modality.
+
+    Attributes:
+        magnitude: the length of the update over the token's length without it.
+        angle: between the token with and without it, in degrees.
+        tokens: how many.
+    """
+
+    magnitude: float
+    angle: float
+    tokens: int
+
+
 class Choice(Section):
     """One choice that was made, by how much log KL fell on the half where it fell less.
 
@@ -160,6 +174,7 @@ class CalibrationReport(Section):
         data: what was calibrated on.
         options: how, by name.
         alpha: by layer path and modality, as measured.
+        updates: by layer path and modality; empty where layers' outputs could not be compared.
         search: every pair of thresholds that the search tried, in order, without extras.
         choices: in order.
         targets: ascending.
@@ -179,6 +194,7 @@ class CalibrationReport(Section):
     data: Data
     options: dict[str, Any]
     alpha: dict[str, ByModality]
+    updates: dict[str, dict[ModalityName, UpdateOfTokens]]
     search: list[Evaluated]
     choices: list[Choice]
     targets: list[Target]

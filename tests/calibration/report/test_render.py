@@ -11,6 +11,7 @@ from modes_fx.calibration.report.schema import (
     Evaluated,
     Scores,
     Target,
+    UpdateOfTokens,
 )
 
 SCORES = Scores(
@@ -49,6 +50,9 @@ def report() -> CalibrationReport:
         ),
         options={"method": "default"},
         alpha=LAYERS,
+        updates={
+            path: {"text": UpdateOfTokens(magnitude=0.25, angle=12.5, tokens=90)} for path in LAYERS
+        },
         search=[
             Evaluated(
                 tau={"text": tau, "vision": 0.2},
@@ -100,6 +104,8 @@ def test_json_is_the_report(report, folder) -> None:
         "| 0.61 (0.4 to 0.8) | 90.0 % | as published skips less than asked for |",
         "| extras | none: 0; means 1: 0.4 | means 1 |",
         "| `layers.2.experts` | 0.03333 | 0 |",
+        "| `layers.1.experts` | text 50.0 %, vision 100.0 % |",
+        "| `layers.1.experts` | 0.25, 12.5° |",
         "| peak memory of the host, a process | 3 GiB |",
         "| 0 B / 5 MiB |",
     ],
@@ -110,7 +116,7 @@ def test_markdown_shows_what_was_found(folder, shown) -> None:
 
 def test_the_page_needs_no_other_file(folder) -> None:
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "<table>" in page
     assert "<title>MoDES-FX calibration</title>" in page
 
@@ -129,4 +135,11 @@ def test_without_a_comparison_there_is_none(report, tmp_path) -> None:
     write_report(report.model_copy(update={"comparison": None}), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "Compared" not in text
+    assert "![updates.png](updates.png)" in text
     assert not (tmp_path / "methods.png").exists()
+
+
+def test_updates_that_are_not_known_are_not_shown(report, tmp_path) -> None:
+    write_report(report.model_copy(update={"updates": {}}), tmp_path)
+    assert "updates.png" not in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "updates.png").exists()
