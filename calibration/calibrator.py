@@ -22,7 +22,7 @@ from modes_fx.calibration.encode import Chat
 from modes_fx.calibration.evaluator import keep_all_policy
 from modes_fx.calibration.means import Sizes
 from modes_fx.calibration.options import CalibrationOptions
-from modes_fx.calibration.pairs import Shares
+from modes_fx.calibration.pairs import Chosen, Shares
 from modes_fx.calibration.plane import UnreachableTargetError
 from modes_fx.calibration.prefix import find_stack
 from modes_fx.calibration.progress import Stage, shown_progress
@@ -54,6 +54,7 @@ class Calibration:
         tuned: the search for tau and the choices after it.
         reference: the samples, and what the full model says to them.
         shares: the full model's routing shares on some of their tokens.
+        experts: which experts they are of.
         sizes: (E, H) of the experts of each layer.
         updates: what each layer's experts do to tokens, by modality; empty where unknown.
         cost: what it took, beside what the published procedures take.
@@ -65,6 +66,7 @@ class Calibration:
     tuned: Tuned
     reference: Reference
     shares: Shares
+    experts: Chosen
     sizes: Sizes
     updates: Mapping[str, Mapping[ModalityName, Update]]
     cost: Cost
@@ -151,7 +153,7 @@ def find_policy(
     modalities = calibrated_modalities(tokens)
     every = math.ceil(sum(tokens.values()) / RECORDED_TOKENS)
     survey = Survey(evaluator, every, find_stack(evaluator.model, evaluator.layers))
-    shares, sizes = _first_pass(survey)
+    shares, experts, sizes = _first_pass(survey)
     alpha_options = AlphaOptions(options.alpha_mode, options.alpha_distance, options.alpha_returned)
     alpha = measure_alpha(survey, modalities, alpha_options, on_progress=stage("alpha"))
     groups = alpha_options.groups(modalities)
@@ -164,21 +166,33 @@ def find_policy(
     provenance = _provenance(session, tuned, options)
     policy = _policy(draft, tuned, provenance)
     return Calibration(
-        policy, alpha, tuned, evaluator.reference, shares, sizes, updates, cost, evaluator.policy
+        policy=policy,
+        alpha=alpha,
+        tuned=tuned,
+        reference=evaluator.reference,
+        shares=shares,
+        experts=experts,
+        sizes=sizes,
+        updates=updates,
+        cost=cost,
+        draft=evaluator.policy,
     )
 
 
-def _first_pass(survey: Survey) -> tuple[Shares, Sizes]:
-    """Return the shares of all chunks, and the experts' (E, H) by layer."""
-    parts: list[Shares] = []
+def _first_pass(survey: Survey) -> tuple[Shares, Chosen, Sizes]:
+    """Return the shares and experts of all chunks, and the experts' (E, H) by layer."""
+    shares: list[Shares] = []
+    chosen: list[Chosen] = []
     hidden: dict[str, int] = {}
     for chunk in survey.chunks:
-        shares, sizes = survey.shares(chunk)
-        parts.append(shares)
+        of_chunk, chosen_of_chunk, sizes = survey.found(chunk)
+        shares.append(of_chunk)
+        chosen.append(chosen_of_chunk)
         hidden |= sizes
     model = survey.evaluator.model
     experts = {path: number_of_experts(layer) for path, layer in find_expert_modules(model).items()}
-    return joined_shares(parts), {path: (experts[path], h) for path, h in hidden.items()}
+    sizes_of = {path: (experts[path], h) for path, h in hidden.items()}
+    return joined_shares(shares), joined_shares(chosen), sizes_of
 
 
 def _check_targets(targets: Iterable[float]) -> list[float]:

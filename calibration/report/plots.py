@@ -8,14 +8,15 @@ from matplotlib.figure import Figure
 
 from modes_fx.calibration.report.schema import CalibrationReport
 
-LAYERS, UPDATES, SEARCH, METHODS = "layers.png", "updates.png", "search.png", "methods.png"
+LAYERS, EXPERTS, UPDATES = "layers.png", "experts.png", "updates.png"
+SEARCH, METHODS = "search.png", "methods.png"
 LEAST_KL = 1e-9
 """What a logarithmic scale shows of a KL of nothing."""
 
 
 def save_plots(report: CalibrationReport, folder: Path) -> list[str]:
     """Save the plots as PNG files into a folder, and return their names."""
-    names = [_save(_layers(report), folder / LAYERS)]
+    names = [_save(_layers(report), folder / LAYERS), _save(_experts(report), folder / EXPERTS)]
     if report.updates:
         names.append(_save(_updates(report), folder / UPDATES))
     names.append(_save(_search(report), folder / SEARCH))
@@ -46,6 +47,21 @@ def _layers(report: CalibrationReport) -> Figure:
             skipped = [of_layer.get(name, 0) for of_layer in target.skip_ratio_by_layer.values()]
             axis.plot(skipped, marker="o", label=name)
         axis.set(title=f"skipped at {target.target:.0%}", xlabel="MoE layer", ylim=(-0.02, 1.02))
+    return figure
+
+
+def _experts(report: CalibrationReport) -> Figure:
+    """How many experts of each layer have a pair left, by modality."""
+    names = list(dict.fromkeys(name for hit in report.experts_hit.values() for name in hit))
+    figure = Figure(figsize=(4 * len(names), 3.2), layout="constrained")
+    lines = {"nothing skipped": report.experts_hit}
+    lines |= {f"at {target.target:.0%}": target.experts_hit for target in report.targets}
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for label, hit in lines.items():
+            axis.plot([of_layer.get(name, 0) for of_layer in hit.values()], marker="o", label=label)
+        axis.set(title=f"experts with work, {name}", xlabel="MoE layer", ylabel="experts")
+        axis.set_ylim(0, 1.05 * max(report.experts))
+        axis.legend(fontsize="small")
     return figure
 
 

@@ -50,6 +50,7 @@ def report() -> CalibrationReport:
         ),
         options={"method": "default"},
         alpha=LAYERS,
+        experts_hit={path: {"text": 8, "vision": 6} for path in LAYERS},
         updates={
             path: {"text": UpdateOfTokens(magnitude=0.25, angle=12.5, tokens=90)} for path in LAYERS
         },
@@ -72,6 +73,7 @@ def report() -> CalibrationReport:
                 kl_by_half={"fit": 0.01, "held back": 0.02},
                 kl_before_extras=0.03,
                 skip_ratio_by_layer={path: {"text": 0.5, "vision": 1.0} for path in LAYERS},
+                experts_hit={path: {"text": 5, "vision": 0} for path in LAYERS},
             )
         ],
         cost={"passes": 40.0},
@@ -105,6 +107,7 @@ def test_json_is_the_report(report, folder) -> None:
         "| extras | none: 0; means 1: 0.4 | means 1 |",
         "| `layers.2.experts` | 0.03333 | 0 |",
         "| `layers.1.experts` | text 50.0 %, vision 100.0 % |",
+        "| `layers.1.experts` | text 8, vision 6 | text 5, vision 0 |",
         "| `layers.1.experts` | 0.25, 12.5° |",
         "| peak memory of the host, a process | 3 GiB |",
         "| 0 B / 5 MiB |",
@@ -116,7 +119,7 @@ def test_markdown_shows_what_was_found(folder, shown) -> None:
 
 def test_the_page_needs_no_other_file(folder) -> None:
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert "<table>" in page
     assert "<title>MoDES-FX calibration</title>" in page
 
