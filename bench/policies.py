@@ -4,7 +4,7 @@
 methods are fitted on training questions; held-out questions only measure, at the skip ratio that
 the default policy reaches there. With ``--quick`` the rules that compare a token's pairs with each
 other are left out, which run in the slow unmodified model. Results are added to the folder's, in
-place of those of the same model and draw, so that a long measurement can be made in parts.
+place of those of the same model, samples and draw, so that a long measurement can be made in parts.
 """
 
 import json
@@ -81,9 +81,9 @@ def add_to(out: Path, found: list[dict[str, Any]]) -> None:
     """Add the rows of one model and draw to a folder's files, in place of earlier ones."""
     path = out / "policies.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    new = {(row["model"], row["draw"]) for row in found}
-    rows = [row for row in kept if (row["model"], row["draw"]) not in new] + found
-    rows.sort(key=lambda row: (row["model"], row["target"], row["draw"]))
+    new = {_calibration(row) for row in found}
+    rows = [row for row in kept if _calibration(row) not in new] + found
+    rows.sort(key=lambda row: (row["model"], row["target"], row["samples"], row["draw"]))
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (out / "policies.md").write_text(render(rows), encoding="utf-8")
 
@@ -111,6 +111,10 @@ def render(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _calibration(row: dict[str, Any]) -> tuple[str, int, int]:
+    return row["model"], row["draw"], row["samples"]
+
+
 def _summary(found: list[dict[str, Any]]) -> Iterable[str]:
     """What was aimed for, calibration by calibration: whether the best other method is beaten."""
     yield (
@@ -118,20 +122,20 @@ def _summary(found: list[dict[str, Any]]) -> Iterable[str]:
         "1, and an accuracy not below (its interval reaches 0)."
     )
     yield ""
-    yield "| model | target | draw | best other | ratio | accuracy | as aimed for | MoDES: ratio |"
+    yield "| model | target | samples, draw | best other | ratio | accuracy | aim met | MoDES |"
     yield "|---|--:|--:|---|--:|--:|---|--:|"
-    for key in dict.fromkeys((row["model"], row["target"], row["draw"]) for row in found):
+    for key in dict.fromkeys((*_calibration(row), row["target"]) for row in found):
         others = [
             row
             for row in found
-            if (row["model"], row["target"], row["draw"]) == key and row["method"] != OURS
+            if (*_calibration(row), row["target"]) == key and row["method"] != OURS
         ]
         best = min(others, key=lambda row: row["kl"] if row["reached"] else float("inf"))
         published = next(row for row in others if row["method"] == MODES)
         met = best["ratio"] <= AIM and best["interval"][1] < 1 and best["ahead_interval"][1] >= 0
-        model, target, draw = key
+        model, draw, samples, target = key
         yield (
-            f"| {model} | {target:.0%} | {draw} | {best['method']} | {_ratio(best)} | "
+            f"| {model} | {target:.0%} | {samples}, {draw} | {best['method']} | {_ratio(best)} | "
             f"{100 * best['ahead']:+.1f} | {'yes' if met else 'no'} | {_ratio(published)} |"
         )
 
@@ -146,7 +150,7 @@ def _counts(found: list[dict[str, Any]], name: str) -> str:
 
 
 def _table(found: list[dict[str, Any]], model: str, target: float) -> Iterable[str]:
-    yield "| method | draw | skipped | text / vision | KL | ratio | accuracy | ahead by |"
+    yield "| method | samples, draw | skipped | text / vision | KL | ratio | accuracy | ahead by |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|"
     for entry in found:
         if entry["model"] != model or entry["target"] != target:
@@ -155,8 +159,8 @@ def _table(found: list[dict[str, Any]], model: str, target: float) -> Iterable[s
         text, vision = (entry["by_modality"].get(m, 0.0) for m in ("text", "vision"))
         short = "" if entry["reached"] else " (as far as it goes)"
         yield (
-            f"| {entry['method']}{short} | {entry['draw']} | {entry['skip_ratio']:.1%} | "
-            f"{text:.1%} / {vision:.1%} | {entry['kl']:.5f} | {_ratio(entry)} | "
+            f"| {entry['method']}{short} | {entry['samples']}, {entry['draw']} | "
+            f"{entry['skip_ratio']:.1%} | {text:.1%} / {vision:.1%} | {entry['kl']:.5f} | {_ratio(entry)} | "
             f"{entry['accuracy']:.1%} | "
             f"{100 * ahead:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}] |"
         )

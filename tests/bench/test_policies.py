@@ -41,8 +41,8 @@ def test_every_number_is_in_the_table_of_its_model_and_target() -> None:
     assert "calibrated on 120 training questions a draw, measured on 280 held-out" in text
     assert "## a model, 75%" in text
     assert (
-        "| some rule (as far as it goes) | 0 | 74.4% | 60.0% / 90.0% | 0.01230 | 0.50 [0.25, 0.75] "
-        "| 90.0% | +1.2 [-0.4, +3.0] |"
+        "| some rule (as far as it goes) | 120, 0 | 74.4% | 60.0% / 90.0% | 0.01230 | "
+        "0.50 [0.25, 0.75] | 90.0% | +1.2 [-0.4, +3.0] |"
     ) in text
     assert text.count("(as far as it goes)") == 1
     assert "--quick" not in text
@@ -57,10 +57,10 @@ def test_the_best_other_method_decides_whether_the_aim_is_met() -> None:
             *of_model("short"),
         ]
     )
-    assert "| met | 75% | 0 | some rule | 0.50 [0.25, 0.75] | +1.2 | yes | 0.02" in text
-    assert "| wide | 75% | 0 | some rule | 0.50 [0.20, 1.10] | +1.2 | no |" in text
-    assert "| worse | 75% | 0 | some rule | 0.50 [0.25, 0.75] | +1.2 | no |" in text
-    assert f"| short | 75% | 0 | {MODES} |" in text, "what skips less is not compared with"
+    assert "| met | 75% | 120, 0 | some rule | 0.50 [0.25, 0.75] | +1.2 | yes | 0.02" in text
+    assert "| wide | 75% | 120, 0 | some rule | 0.50 [0.20, 1.10] | +1.2 | no |" in text
+    assert "| worse | 75% | 120, 0 | some rule | 0.50 [0.25, 0.75] | +1.2 | no |" in text
+    assert f"| short | 75% | 120, 0 | {MODES} |" in text, "what skips less is not compared with"
 
 
 def test_draws_are_added_in_place_of_earlier_ones(tmp_path) -> None:
