@@ -160,8 +160,8 @@ def _table(found: list[dict[str, Any]], model: str, target: float) -> Iterable[s
         short = "" if entry["reached"] else " (as far as it goes)"
         yield (
             f"| {entry['method']}{short} | {entry['samples']}, {entry['draw']} | "
-            f"{entry['skip_ratio']:.1%} | {text:.1%} / {vision:.1%} | {entry['kl']:.5f} | {_ratio(entry)} | "
-            f"{entry['accuracy']:.1%} | "
+            f"{entry['skip_ratio']:.1%} | {text:.1%} / {vision:.1%} | {entry['kl']:.5f} | "
+            f"{_ratio(entry)} | {entry['accuracy']:.1%} | "
             f"{100 * ahead:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}] |"
         )
 
