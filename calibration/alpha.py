@@ -33,6 +33,11 @@ class AlphaOptions:
     distance: Distance = "kl"
     returned: Returned = "zero"
 
+    def groups(self, modalities: Sequence[ModalityName]) -> list[Group]:
+        """Return which modalities a layer is removed for together."""
+        shared = self.mode == "shared"
+        return [tuple(modalities)] if shared else [(name,) for name in modalities]
+
 
 def measure_alpha(
     survey: Survey,
@@ -55,8 +60,7 @@ def measure_alpha(
         ``{layer path: {modality: alpha >= 0}}``, mean over answer tokens.
     """
     options = options or AlphaOptions()
-    shared = options.mode == "shared"
-    groups: list[Group] = [tuple(modalities)] if shared else [(name,) for name in modalities]
+    groups = options.groups(modalities)
     removals = measure_removals(survey, groups, returned=options.returned, on_progress=on_progress)
     return {
         path: {

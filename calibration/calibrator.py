@@ -22,20 +22,22 @@ from modes_fx.calibration.encode import Chat
 from modes_fx.calibration.evaluator import keep_all_policy
 from modes_fx.calibration.means import Sizes
 from modes_fx.calibration.options import CalibrationOptions
-from modes_fx.calibration.pairs import Shares
+from modes_fx.calibration.pairs import Chosen, Shares
 from modes_fx.calibration.plane import UnreachableTargetError
 from modes_fx.calibration.prefix import find_stack
 from modes_fx.calibration.progress import Stage, shown_progress
 from modes_fx.calibration.reference import Reference
+from modes_fx.calibration.removals import measure_updates
 from modes_fx.calibration.session import Session, as_batches, open_session
 from modes_fx.calibration.survey import Survey, joined_shares, number_of_experts
 from modes_fx.calibration.tuning import Tuned, Tuner, with_constants
+from modes_fx.calibration.updates import Update
 from modes_fx.fingerprint import config_hash
 from modes_fx.modality import TokenIds
 from modes_fx.policy import SkipPolicy
 from modes_fx.policy_fields import Provenance, Reached, target_key
 from modes_fx.policy_means import Means
-from modes_fx.vocabulary import CALIBRATED, Modality
+from modes_fx.vocabulary import CALIBRATED, Modality, ModalityName
 
 TARGETS = (0.5, 0.75, 0.88)
 RECORDED_TOKENS = 1 << 16
@@ -52,7 +54,9 @@ class Calibration:
         tuned: the search for tau and the choices after it.
         reference: the samples, and what the full model says to them.
         shares: the full model's routing shares on some of their tokens.
+        experts: which experts they are of.
         sizes: (E, H) of the experts of each layer.
+        updates: what each layer's experts do to tokens, by modality; empty where unknown.
         cost: what it took, beside what the published procedures take.
         draft: the policy before anything was measured, which keeps all.
     """
@@ -62,7 +66,9 @@ class Calibration:
     tuned: Tuned
     reference: Reference
     shares: Shares
+    experts: Chosen
     sizes: Sizes
+    updates: Mapping[str, Mapping[ModalityName, Update]]
     cost: Cost
     draft: SkipPolicy
 
@@ -147,9 +153,11 @@ def find_policy(
     modalities = calibrated_modalities(tokens)
     every = math.ceil(sum(tokens.values()) / RECORDED_TOKENS)
     survey = Survey(evaluator, every, find_stack(evaluator.model, evaluator.layers))
-    shares, sizes = _first_pass(survey)
+    shares, experts, sizes = _first_pass(survey)
     alpha_options = AlphaOptions(options.alpha_mode, options.alpha_distance, options.alpha_returned)
     alpha = measure_alpha(survey, modalities, alpha_options, on_progress=stage("alpha"))
+    groups = alpha_options.groups(modalities)
+    updates = measure_updates(survey, groups, returned=options.alpha_returned)
     for_alpha = evaluator.ledger.layer_forwards
     draft = evaluator.policy.model_copy(update={"alpha": normalise_alpha(alpha)})
     tuner = Tuner(evaluator, draft, shares, sizes, modalities, options)
@@ -158,21 +166,33 @@ def find_policy(
     provenance = _provenance(session, tuned, options)
     policy = _policy(draft, tuned, provenance)
     return Calibration(
-        policy, alpha, tuned, evaluator.reference, shares, sizes, cost, evaluator.policy
+        policy=policy,
+        alpha=alpha,
+        tuned=tuned,
+        reference=evaluator.reference,
+        shares=shares,
+        experts=experts,
+        sizes=sizes,
+        updates=updates,
+        cost=cost,
+        draft=evaluator.policy,
     )
 
 
-def _first_pass(survey: Survey) -> tuple[Shares, Sizes]:
-    """Return the shares of all chunks, and the experts' (E, H) by layer."""
-    parts: list[Shares] = []
+def _first_pass(survey: Survey) -> tuple[Shares, Chosen, Sizes]:
+    """Return the shares and experts of all chunks, and the experts' (E, H) by layer."""
+    shares: list[Shares] = []
+    chosen: list[Chosen] = []
     hidden: dict[str, int] = {}
     for chunk in survey.chunks:
-        shares, sizes = survey.shares(chunk)
-        parts.append(shares)
+        of_chunk, chosen_of_chunk, sizes = survey.found(chunk)
+        shares.append(of_chunk)
+        chosen.append(chosen_of_chunk)
         hidden |= sizes
     model = survey.evaluator.model
     experts = {path: number_of_experts(layer) for path, layer in find_expert_modules(model).items()}
-    return joined_shares(parts), {path: (experts[path], h) for path, h in hidden.items()}
+    sizes_of = {path: (experts[path], h) for path, h in hidden.items()}
+    return joined_shares(shares), joined_shares(chosen), sizes_of
 
 
 def _check_targets(targets: Iterable[float]) -> list[float]:

@@ -25,7 +25,7 @@ from modes_fx.backend import modes_backend
 from modes_fx.calibration.data import Batch
 from modes_fx.calibration.journal import Journal
 from modes_fx.calibration.ledger import Ledger
-from modes_fx.calibration.measurement import Measurement, combine
+from modes_fx.calibration.measurement import Measurement, combine, quantised
 from modes_fx.calibration.placement import without_transfers
 from modes_fx.calibration.processes import Processes
 from modes_fx.calibration.reference import Reference, answer_logits, own_places, places_of
@@ -344,10 +344,6 @@ class Evaluator:
             self._undo = None
 
 
-QUANTUM = 2.0**-30
-"""Sums of multiples of this are exact in float64 up to 2**23, in whatever order."""
-
-
 def keep_all_policy(model: PreTrainedModel) -> SkipPolicy:
     """Return a policy for a model that keeps every pair of every token."""
     return SkipPolicy(alpha={path: {} for path in find_expert_modules(model)}, tau={0.0: {}})
@@ -355,7 +351,7 @@ def keep_all_policy(model: PreTrainedModel) -> SkipPolicy:
 
 def _add(total: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
     for name, values in more.items():
-        rounded = (values.detach().cpu().double() / QUANTUM).round() * QUANTUM
+        rounded = quantised(values.detach().cpu().double())
         total[name] = total[name] + rounded if name in total else rounded
 
 

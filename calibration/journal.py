@@ -8,15 +8,18 @@ dropped. Files are written whole under another name first.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 JOURNAL_FILE = "journal.jsonl"
+LOCK_FILE = "lock"
 VERSION = 1
 
 Fingerprint = Mapping[str, Any]
@@ -25,6 +28,33 @@ Fingerprint = Mapping[str, Any]
 
 class JournalError(ValueError):
     """A journal belongs to another calibration or cannot be read or written; says why."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder while the ``with`` block lasts; may be nested.
+
+    The operating system gives the lock back when a run is killed, so none is ever left behind.
+
+    Raises:
+        JournalError: another run holds the folder, or it cannot be written.
+    """
+    path = folder / LOCK_FILE
+    lock = FileLock(path, timeout=0, is_singleton=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise JournalError(
+            f"another run is calibrating into {folder} (it holds {path}): wait until it is done, "
+            "stop it and run the same again to go on from there, or use another folder"
+        ) from None
+    except OSError as error:
+        raise JournalError(f"the lock {path} cannot be taken: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Journal:

@@ -146,6 +146,15 @@ class Measurement:
         return Measurement(difference, counts, fields["layer_forwards"])
 
 
+QUANTUM = 2.0**-30
+"""Sums of multiples of this are exact in float64 up to 2**23, in whatever order."""
+
+
+def quantised(values: Tensor) -> Tensor:
+    """Round float64 values to multiples of ``QUANTUM``, so that the order of sums is no matter."""
+    return (values / QUANTUM).round() * QUANTUM
+
+
 def combine(measurements: Sequence[Measurement]) -> Measurement:
     """Put measurements of one choice on different samples together, in the order of the data."""
     counts = {

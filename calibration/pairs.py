@@ -21,6 +21,9 @@ PairHook = Callable[[str, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]
 Shares = dict[str, dict[ModalityName, Tensor]]
 """Routing shares by layer path and modality, float32 ``[pairs]``."""
 
+Chosen = dict[str, dict[ModalityName, Tensor]]
+"""The experts of the same pairs in the same order, int32 ``[pairs]``."""
+
 
 @contextmanager
 def hooked_pairs(
@@ -82,17 +85,61 @@ def recorded_shares(model: PreTrainedModel, policy: SkipPolicy, every: int = 1) 
     Yields:
         The shares, complete when the block ends.
     """
+
+    def share(index: Tensor, weight: Tensor) -> Tensor:
+        return routing_share(weight, policy.share_for(weight.shape[1]))
+
+    with _recorded(model, policy, every, share) as shares:
+        yield shares
+
+
+@contextmanager
+def recorded_experts(
+    model: PreTrainedModel, policy: SkipPolicy, every: int = 1
+) -> Iterator[Chosen]:
+    """Collect which experts the pairs are of whose shares :func:`recorded_shares` collects."""
+    with _recorded(model, policy, every, lambda index, weight: index.int()) as experts:
+        yield experts
+
+
+@contextmanager
+def _recorded(
+    model: PreTrainedModel,
+    policy: SkipPolicy,
+    every: int,
+    value: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[dict[str, dict[ModalityName, Tensor]]]:
+    """Collect a value ``[T, K]`` of every pair, by layer and modality."""
     parts: dict[str, dict[ModalityName, list[Tensor]]] = {}
-    shares: Shares = {}
+    found: dict[str, dict[ModalityName, Tensor]] = {}
 
     def collect(path: str, codes: Tensor, x: Tensor, index: Tensor, weight: Tensor) -> None:
-        share = routing_share(weight[::every], policy.share_for(weight.shape[1])).cpu()
+        values = value(index[::every], weight[::every]).cpu()
         of_layer = parts.setdefault(path, {name: [] for name in CALIBRATED})
         for name, code in CALIBRATED.items():
-            of_layer[name].append(share[codes[::every].cpu() == code].flatten())
+            of_layer[name].append(values[codes[::every].cpu() == code].flatten())
 
     special = policy.special_token_ids if policy.special_tokens == "keep" else ()
     with hooked_pairs(model, collect, special):
-        yield shares
+        yield found
     for path, of_layer in parts.items():
-        shares[path] = {name: torch.cat(pieces) for name, pieces in of_layer.items()}
+        found[path] = {name: torch.cat(pieces) for name, pieces in of_layer.items()}
+
+
+def experts_hit(
+    experts: Mapping[ModalityName, Tensor],
+    shares: Mapping[ModalityName, Tensor],
+    theta: Tensor,
+) -> dict[ModalityName, int]:
+    """Return how many experts of a layer are left with at least one pair, by modality.
+
+    Args:
+        experts: of the layer's pairs, by modality.
+        shares: of the same pairs.
+        theta: ``[M]`` by modality code; pairs whose share reaches it are kept.
+    """
+    return {
+        name: int(chosen[shares[name] >= theta[CALIBRATED[name]].cpu()].unique().numel())
+        for name, chosen in experts.items()
+        if len(chosen)
+    }

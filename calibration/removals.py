@@ -5,7 +5,7 @@ L (L + 2) layer-forwards a sample with two modalities and the first pass, where 
 in a pass of its own takes L (2 L + 1).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -18,6 +18,14 @@ from modes_fx.calibration.prefix import Prefix, Stack, resuming
 from modes_fx.calibration.reference import answer_logits
 from modes_fx.calibration.request import Request
 from modes_fx.calibration.survey import Survey
+from modes_fx.calibration.updates import (
+    FIELDS,
+    Update,
+    hidden_of,
+    seen_output,
+    update_sums,
+    updates_of,
+)
 from modes_fx.hooks import keep_all_theta
 from modes_fx.vocabulary import CALIBRATED, ModalityName
 
@@ -66,6 +74,26 @@ def measure_removals(
     }
 
 
+def measure_updates(
+    survey: Survey, groups: Sequence[Group], *, returned: Returned = "zero"
+) -> Mapping[str, Mapping[ModalityName, Update]]:
+    """Return how far each layer's routed experts move tokens; :func:`measure_removals` ran for it.
+
+    Args:
+        survey: the same.
+        groups: the same.
+        returned: the same.
+
+    Returns:
+        By layer and modality; empty where the removed layer put out something else than nothing, or
+        there is no stack whose layers' outputs could be compared.
+    """
+    if returned != "zero" or survey.stack is None:
+        return {}
+    measured = [_measured(survey, chunk, groups, returned)["updates"] for chunk in survey.chunks]
+    return updates_of(survey.evaluator.layers, torch.stack(measured).sum(0))
+
+
 def removed_theta(modalities: Sequence[ModalityName]) -> Tensor:
     """Return thresholds ``[M]`` that skip every pair of these modalities and keep all others."""
     theta = keep_all_theta()
@@ -83,12 +111,13 @@ def removal_forwards(survey: Survey, groups: int) -> int:
 def _measured(
     survey: Survey, chunk: tuple[int, ...], groups: Sequence[Group], returned: Returned
 ) -> dict[str, Tensor]:
-    """Return by field ``[layers, groups, samples of the chunk]``."""
+    """Return by field ``[layers, groups, samples of the chunk]``; updates ``[layers, C, 3]``."""
     evaluator = survey.evaluator
     layout = evaluator.reference.layout
     samples = sum(len(layout[place][0]) for place in chunk)
     description = {
         "removals": [list(group) for group in groups],
+        "updates": survey.stack is not None and returned == "zero",
         "returned": returned,
         "places": list(chunk),
         "special": list(evaluator.policy.special_token_ids),
@@ -98,17 +127,20 @@ def _measured(
         own = [place for place in evaluator.own_places if place in chunk]
         removal = _Removal(survey, returned)
 
-        def run() -> list[list[Difference]]:
+        def run() -> tuple[list[list[Difference]], Tensor]:
             prefixes = survey.see(chunk).prefixes
-            return [removal.of_batch(place, groups, prefixes.get(place)) for place in own]
+            found = [removal.of_batch(place, groups, prefixes.get(place)) for place in own]
+            return found, removal.updates
 
-        by_batch = [found for share in evaluator.processes.gather(run) for found in share]
+        shares = evaluator.processes.gather(run)
+        by_batch = [found for differences, _ in shares for found in differences]
         merged = [combine_differences(list(parts)) for parts in zip(*by_batch, strict=True)]
         shape = (len(evaluator.layers), len(groups), -1)
-        return {
+        fields = {
             name: torch.stack([getattr(difference, name) for difference in merged]).view(shape)
             for name in (*FLOATS, *INTEGERS)
         }
+        return {**fields, "updates": torch.stack([updates for _, updates in shares]).sum(0)}
 
     forwards = samples * removal_forwards(survey, len(groups))
     passes = samples * forwards // max(samples * len(evaluator.layers), 1)
@@ -116,10 +148,16 @@ def _measured(
 
 
 class _Removal:
-    """Runs one batch with each layer removed in turn."""
+    """Runs batches with each layer removed in turn.
+
+    Attributes:
+        updates: the sums of ``update_sums`` over the batches so far, ``[layers, C, 3]``.
+    """
 
     def __init__(self, survey: Survey, returned: Returned) -> None:
         self._survey, self._returned = survey, returned
+        shape = (len(survey.evaluator.layers), len(CALIBRATED), len(FIELDS))
+        self.updates = torch.zeros(shape, dtype=torch.float64)
 
     def of_batch(
         self, place: int, groups: Sequence[Group], prefix: Prefix | None
@@ -128,14 +166,29 @@ class _Removal:
         reference = self._survey.evaluator.reference
         batch, stack = reference.batches[place], self._survey.stack
         found = []
-        for path in self._survey.evaluator.layers:
+        for number, path in enumerate(self._survey.evaluator.layers):
             for group in groups:
                 with self._removed(path, group, batch) as model, ExitStack() as resumed:
                     if stack is not None and prefix is not None:
-                        resumed.enter_context(resuming(stack, prefix, stack.place[path]))
+                        at = stack.place[path]
+                        resumed.enter_context(resuming(stack, prefix, at))
+                        outputs = resumed.enter_context(seen_output(stack.layers[at]))
                     logits = answer_logits(model, batch)
                 found.append(reference.difference(place, logits))
+                if stack is not None and prefix is not None and self._returned == "zero":
+                    after = hidden_of(prefix.layers[at])
+                    self.updates[number] += self._moved(group, batch, outputs[0], after)
         return found
+
+    def _moved(self, group: Group, batch: Batch, before: Tensor, after: Tensor) -> Tensor:
+        """Return ``update_sums`` of the group's tokens alone."""
+        evaluator = self._survey.evaluator
+        special = evaluator.policy.special_token_ids
+        codes = token_codes(evaluator.model, batch.inputs, special)
+        sums = update_sums(before, after, codes)
+        others = [place for place, name in enumerate(CALIBRATED) if name not in group]
+        sums[others] = 0.0
+        return sums
 
     @contextmanager
     def _removed(self, path: str, group: Group, batch: Batch) -> Iterator[nn.Module]:
@@ -168,4 +221,12 @@ def _places(survey: Survey) -> list[int]:
     return [stack.place[path] if stack is not None else 0 for path in paths]
 
 
-__all__ = ["Group", "Returned", "Stack", "measure_removals", "removal_forwards", "removed_theta"]
+__all__ = [
+    "Group",
+    "Returned",
+    "Stack",
+    "measure_removals",
+    "measure_updates",
+    "removal_forwards",
+    "removed_theta",
+]

@@ -1,6 +1,7 @@
 """A whole calibration into a folder: the policy, how it compares, and the report."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ from modes_fx.calibration.baselines import baselines
 from modes_fx.calibration.calibrator import Calibration, run_calibration
 from modes_fx.calibration.compare import compare
 from modes_fx.calibration.encode import Chat
-from modes_fx.calibration.journal import JournalError
+from modes_fx.calibration.journal import JournalError, locked
 from modes_fx.calibration.options import CalibrationOptions
 from modes_fx.calibration.processes import Processes
 from modes_fx.calibration.progress import shown_progress
 from modes_fx.calibration.report import CalibrationReport, Compared, build_report, write_report
 from modes_fx.calibration.request import Request
-from modes_fx.calibration.session import Session, as_batches, open_session, peak_memory
+from modes_fx.calibration.session import (
+    JOURNAL_FOLDER,
+    Session,
+    as_batches,
+    open_session,
+    peak_memory,
+)
 
 COMPARISON_FOLDER = "comparison"
 
@@ -48,24 +55,26 @@ def calibrate_into(
         The report, in every process; the main one writes.
 
     Raises:
-        JournalError: the folder is of another calibration, or a file cannot be written; what was
-            measured is kept.
+        JournalError: the folder is of another calibration, another run is at work in it, or a file
+            cannot be written; what was measured is kept.
         UnreachableTargetError: a target is higher than what can be skipped in the data.
         MatchError: an MoE layer of the model cannot be rewritten.
         ValueError: the data is of no use; says why.
     """
     processes = Processes()
-    found = run_calibration(
-        model, processor, data, targets, options=options, progress=progress, folder=folder
-    )
-    processes.on_main(lambda: _written(folder, lambda: found.policy.save_pretrained(folder)))
-    compared = None
-    if compare_on is not None:
-        compared = _compare(folder, model, processor, found, compare_on, options, progress)
-    peaks = processes.gather(peak_memory)
-    most = {name: max(peak[name] for peak in peaks) for name in peaks[0]}
-    report = build_report(found, options, processes.count, most, compared)
-    processes.on_main(lambda: _written(folder, lambda: write_report(report, folder)))
+    with ExitStack() as lock:
+        processes.on_main(lambda: lock.enter_context(locked(folder / JOURNAL_FOLDER)))
+        found = run_calibration(
+            model, processor, data, targets, options=options, progress=progress, folder=folder
+        )
+        processes.on_main(lambda: _written(folder, lambda: found.policy.save_pretrained(folder)))
+        compared = None
+        if compare_on is not None:
+            compared = _compare(folder, model, processor, found, compare_on, options, progress)
+        peaks = processes.gather(peak_memory)
+        most = {name: max(peak[name] for peak in peaks) for name in peaks[0]}
+        report = build_report(found, options, processes.count, most, compared)
+        processes.on_main(lambda: _written(folder, lambda: write_report(report, folder)))
     return report
 
 

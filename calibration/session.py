@@ -4,7 +4,7 @@ import hashlib
 import resource
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from modes_fx.calibration.data import Batch, count_tokens, token_codes
 from modes_fx.calibration.encode import Chat, ChatBatches
 from modes_fx.calibration.evaluator import Evaluator
 from modes_fx.calibration.identity import batch_digest, fingerprint
-from modes_fx.calibration.journal import Journal
+from modes_fx.calibration.journal import Journal, locked
 from modes_fx.calibration.processes import Processes
 from modes_fx.calibration.reference import Reference, own_places
 from modes_fx.calibration.store import TensorStore
@@ -65,10 +65,28 @@ def open_session(
         processes: those that calibrate together; by default those of ``accelerate launch``.
 
     Raises:
-        JournalError: the folder holds the journal of another calibration, or cannot be written.
+        JournalError: the folder holds the journal of another calibration, another run is at work
+            in it, or it cannot be written.
         ValueError: a sample cannot be encoded or has no answer; names it.
     """
     processes = processes or Processes()
+    with ExitStack() as lock:
+        if folder is not None:
+            journal_folder = folder / JOURNAL_FOLDER
+            processes.on_main(lambda: lock.enter_context(locked(journal_folder)))
+        with _prepared(model, batches, policy, folder, compiler, processes) as session:
+            yield session
+
+
+@contextmanager
+def _prepared(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    policy: SkipPolicy,
+    folder: Path | None,
+    compiler: str,
+    processes: Processes,
+) -> Iterator[Session]:
     reference = Reference(batches)
     own = own_places(reference.layout, processes)
     tokens, data = _survey(model, reference, own, policy, processes)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from modes_fx.attach import find_expert_modules
 from modes_fx.calibration.evaluator import Evaluator
-from modes_fx.calibration.pairs import Shares, recorded_shares
+from modes_fx.calibration.pairs import Chosen, Shares, recorded_experts, recorded_shares
 from modes_fx.calibration.prefix import Prefix, Stack, recording
 from modes_fx.calibration.reference import answer_logits
 from modes_fx.vocabulary import CALIBRATED
@@ -29,11 +29,13 @@ class Seen:
 
     Attributes:
         shares: as ``recorded_shares`` collects them.
+        experts: as ``recorded_experts`` does.
         prefixes: empty where there is no stack to resume in.
         sizes: H of each layer's experts, by path.
     """
 
     shares: dict[int, Shares] = field(default_factory=dict)
+    experts: dict[int, Chosen] = field(default_factory=dict)
     prefixes: dict[int, Prefix] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -79,11 +81,11 @@ class Survey:
             self._current = (chunk, seen)
         return self._current[1]
 
-    def shares(self, chunk: tuple[int, ...]) -> tuple[Shares, dict[str, int]]:
-        """Return the shares and the sizes of a chunk, the same in all processes."""
+    def found(self, chunk: tuple[int, ...]) -> tuple[Shares, Chosen, dict[str, int]]:
+        """Return the shares, experts and sizes of a chunk, the same in all processes."""
         evaluator = self.evaluator
         description = {
-            "survey": "shares",
+            "survey": "shares and experts",
             "places": list(chunk),
             "every": self._every,
             "share": evaluator.policy.share,
@@ -109,6 +111,9 @@ class Survey:
                 hooks.enter_context(recording(self.stack, prefix))
             seen.shares[place] = hooks.enter_context(
                 recorded_shares(evaluator.model, evaluator.policy, self._every)
+            )
+            seen.experts[place] = hooks.enter_context(
+                recorded_experts(evaluator.model, evaluator.policy, self._every)
             )
             if reference.missing([place]):
                 reference.record_at(evaluator.model, [place])
@@ -145,27 +150,32 @@ def _sizes_seen(model: nn.Module, sizes: dict[str, int]) -> Iterator[None]:
 
 
 def _flat(seen: Seen) -> dict[str, Tensor]:
-    """Name each tensor by place, modality and layer, and H by layer."""
-    shares = {
-        f"{place}/{name}/{path}": share
-        for place, by_path in seen.shares.items()
-        for path, by_name in by_path.items()
-        for name, share in by_name.items()
-    }
-    return {**shares, **{f"size//{path}": torch.tensor(h) for path, h in seen.sizes.items()}}
+    """Name each tensor by what it is, place, modality and layer; and H by layer."""
+    found = {f"size//{path}": torch.tensor(h) for path, h in seen.sizes.items()}
+    for kind, by_place in (("share", seen.shares), ("expert", seen.experts)):
+        for place, by_path in by_place.items():
+            for path, by_name in by_path.items():
+                for name, values in by_name.items():
+                    found[f"{kind}/{place}/{name}/{path}"] = values
+    return found
 
 
-def _unflat(tensors: Mapping[str, Tensor], chunk: Sequence[int]) -> tuple[Shares, dict[str, int]]:
+def _unflat(
+    tensors: Mapping[str, Tensor], chunk: Sequence[int]
+) -> tuple[Shares, Chosen, dict[str, int]]:
     sizes = {
         key.removeprefix("size//"): int(value)
         for key, value in tensors.items()
         if key.startswith("size//")
     }
-    shares: Shares = {
-        path: {
-            name: torch.cat([tensors[f"{place}/{name}/{path}"] for place in chunk])
-            for name in CALIBRATED
+
+    def joined(kind: str) -> Shares:
+        return {
+            path: {
+                name: torch.cat([tensors[f"{kind}/{place}/{name}/{path}"] for place in chunk])
+                for name in CALIBRATED
+            }
+            for path in sizes
         }
-        for path in sizes
-    }
-    return shares, sizes
+
+    return joined("share"), joined("expert"), sizes

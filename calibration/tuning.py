@@ -6,7 +6,7 @@ only where both halves of the samples agree. What is chosen after the thresholds
 ratio a little, so the targets are hit again at the end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -49,8 +49,8 @@ class Step:
 
     Attributes:
         name: what was chosen.
-        options: what there was to choose from, in words, with the mean fall of log KL over the
-            targets on the half of the samples where it is less.
+        options: what there was to choose from, in words, with the fall of log KL on the half of
+            the samples where it is less: the mean over the targets, or the least if one got worse.
         chosen: one of them.
     """
 
@@ -199,7 +199,7 @@ class Tuner:
         gains = {first: 0.0}
         for exponent in others:
             plane = self._plane(exponent)
-            gains[exponent] = mean(
+            gains[exponent] = gain_over(
                 agreed_gain(found.measurement, plane.at(found.place), target, self._held_back)
                 for target, found in frontier.found.items()
             )
@@ -250,7 +250,7 @@ class Tuner:
                 )
                 for target, of_target in thetas.items()
             }
-            gains[extras] = mean(
+            gains[extras] = gain_over(
                 agreed_gain(plain[target], measured[target], target, self._held_back)
                 for target in thetas
             )
@@ -287,6 +287,16 @@ class Tuner:
         if strength == 0 or means is None:
             return Extras(exponent)
         return Extras(exponent, strength, self.evaluator.add_means(means))
+
+
+def gain_over(gains: Iterable[float]) -> float:
+    """Return the mean gain over the targets, or the least where a target gets worse.
+
+    The choice is the same for all targets: a large gain at one must not hide a harm at another.
+    """
+    of_targets = list(gains)
+    least = min(of_targets)
+    return least if least < -ENOUGH else mean(of_targets)
 
 
 def with_constants(draft: SkipPolicy, tuned: Tuned) -> dict[str, object]:

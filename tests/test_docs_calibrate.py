@@ -67,14 +67,17 @@ def test_a_command_runs(command, checkpoint, workplace) -> None:
         assert result.exit_code == 0, result.output
     else:
         launchers = {
-            "accelerate": ["accelerate.commands.launch", "--cpu", *words[1:]],
+            "accelerate": ["accelerate.commands.launch", *words[1:]],
             "torchrun": ["torch.distributed.run", "--standalone", *words],
         }
         launch = [sys.executable, "-m", *launchers[program]]
         subprocess.run(launch, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
     assert SkipPolicy.from_pretrained(workplace / "my-policy").targets
+    wanted = re.search(r"--(?:num_processes|nproc-per-node) (\d+)", command)
+    report = json.loads((workplace / "my-policy" / "report.json").read_text())
+    assert report["processes"] == int(wanted[1] if wanted else 1)
 
 
 def test_the_page_has_commands() -> None:
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
     assert MESSAGES

@@ -3,20 +3,27 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from torch import Tensor
+
 from modes_fx.calibration.calibrator import Calibration
 from modes_fx.calibration.compare import Row
 from modes_fx.calibration.measurement import Measurement
 from modes_fx.calibration.options import CalibrationOptions
+from modes_fx.calibration.pairs import experts_hit
 from modes_fx.calibration.report.schema import (
     CalibrationReport,
     Choice,
     ComparedRow,
     Comparison,
     Data,
+    Evaluated,
     Scores,
     Target,
+    UpdateOfTokens,
 )
 from modes_fx.calibration.tuning import Chosen
+from modes_fx.hooks import keep_all_theta
+from modes_fx.vocabulary import ModalityName
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,20 @@ def build_report(
         ),
         options=asdict(options),
         alpha={path: dict(of_layer) for path, of_layer in found.alpha.items()},
+        experts_hit=_experts_hit(found, {path: keep_all_theta() for path in found.experts}),
+        updates={
+            path: {name: UpdateOfTokens(**asdict(update)) for name, update in of_layer.items()}
+            for path, of_layer in found.updates.items()
+        },
+        search=[
+            Evaluated(
+                tau=dict(tau),
+                kl=measurement.kl,
+                skip_ratio=measurement.skip_ratio,
+                skip_ratio_by_modality=measurement.skip_ratio_by_modality,
+            )
+            for tau, measurement in found.tuned.frontier.evaluated
+        ],
         choices=[
             Choice(name=step.name, options=dict(step.options), chosen=step.chosen)
             for step in found.tuned.steps
@@ -102,7 +123,17 @@ def _target(found: Calibration, chosen: Chosen) -> Target:
         kl_by_half={name: kl / tokens for name, (kl, tokens) in sums.items() if tokens},
         kl_before_extras=chosen.before.kl,
         skip_ratio_by_layer=chosen.measurement.skip_ratio_by_layer_and_modality,
+        experts_hit=_experts_hit(found, chosen.thetas),
     )
+
+
+def _experts_hit(
+    found: Calibration, thetas: Mapping[str, Tensor]
+) -> dict[str, dict[ModalityName, int]]:
+    return {
+        path: experts_hit(found.experts[path], found.shares[path], thetas[path])
+        for path in found.policy.alpha
+    }
 
 
 def _comparison(compared: Compared) -> Comparison:

@@ -1,10 +1,12 @@
 """The report as files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from modes_fx.calibration.report import page
 from modes_fx.calibration.report.plots import save_plots
 from modes_fx.calibration.report.schema import ByModality, CalibrationReport
+from modes_fx.vocabulary import ModalityName
 
 
 def write_report(report: CalibrationReport, folder: Path) -> None:
@@ -33,7 +35,13 @@ def to_markdown(report: CalibrationReport, plots: list[str]) -> str:
     return page.to_markdown(
         "modes_fx.calibration.report",
         "report.md.jinja",
-        {"percent": _percent, "number": _number, "by_modality": _by_modality, "bytes": _bytes},
+        {
+            "percent": _percent,
+            "number": _number,
+            "by_modality": _by_modality,
+            "bytes": _bytes,
+            "counts": _counts,
+        },
         report=report,
         plots=plots,
     )
@@ -49,6 +57,10 @@ def _number(value: float) -> str:
 
 def _by_modality(ratios: ByModality) -> str:
     return ", ".join(f"{name} {_percent(ratio)}" for name, ratio in ratios.items())
+
+
+def _counts(counts: Mapping[ModalityName, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def _bytes(size: float) -> str:

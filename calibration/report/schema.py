@@ -71,6 +71,8 @@ class Target(Section):
         kl_by_half: on those that chose, and on those held back.
         kl_before_extras: with the thresholds alone.
         skip_ratio_by_layer: by path and modality.
+        experts_hit: how many experts have a pair left on the tokens whose shares were recorded, by
+            layer path and modality.
     """
 
     target: float
@@ -80,6 +82,37 @@ class Target(Section):
     kl_by_half: dict[str, float]
     kl_before_extras: float
     skip_ratio_by_layer: dict[str, ByModality]
+    experts_hit: dict[str, dict[ModalityName, int]]
+
+
+class Evaluated(Section):
+    """One pair of thresholds that the search tried.
+
+    Attributes:
+        tau: by modality.
+        kl: KL(full || skipped), mean over answer tokens.
+        skip_ratio: reached.
+        skip_ratio_by_modality: likewise.
+    """
+
+    tau: ByModality
+    kl: float
+    skip_ratio: Ratio
+    skip_ratio_by_modality: ByModality
+
+
+class UpdateOfTokens(Section):
+    """What a layer's routed experts do to a token, mean over the tokens of a modality.
+
+    Attributes:
+        magnitude: the length of the update over the token's length without it.
+        angle: between the token with and without it, in degrees.
+        tokens: how many.
+    """
+
+    magnitude: float
+    angle: float
+    tokens: int
 
 
 class Choice(Section):
@@ -144,6 +177,9 @@ class CalibrationReport(Section):
         data: what was calibrated on.
         options: how, by name.
         alpha: by layer path and modality, as measured.
+        experts_hit: by layer path and modality, where nothing is skipped.
+        updates: by layer path and modality; empty where layers' outputs could not be compared.
+        search: every pair of thresholds that the search tried, in order, without extras.
         choices: in order.
         targets: ascending.
         cost: what it took, beside what the published procedures take; see ``Cost``.
@@ -162,6 +198,9 @@ class CalibrationReport(Section):
     data: Data
     options: dict[str, Any]
     alpha: dict[str, ByModality]
+    experts_hit: dict[str, dict[ModalityName, int]]
+    updates: dict[str, dict[ModalityName, UpdateOfTokens]]
+    search: list[Evaluated]
     choices: list[Choice]
     targets: list[Target]
     cost: dict[str, Any]

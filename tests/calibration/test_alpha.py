@@ -75,7 +75,7 @@ def test_remembered_layers_give_the_alphas_of_whole_passes(survey) -> None:
 
 def test_it_takes_a_part_of_the_layer_forwards_of_whole_passes(survey) -> None:
     for chunk in survey.chunks:
-        survey.shares(chunk)
+        survey.found(chunk)
     measure_alpha(survey, BOTH)
     layers = len(survey.evaluator.layers)
     forwards = survey.evaluator.ledger.layer_forwards / survey.evaluator.reference.samples

@@ -8,7 +8,14 @@ from modes_fx import SkipPolicy
 from modes_fx.attach import find_expert_modules
 from modes_fx.calibration.data import token_codes
 from modes_fx.calibration.evaluator import keep_all_policy
-from modes_fx.calibration.pairs import hooked_pairs, recorded_shares
+from modes_fx.calibration.pairs import (
+    experts_hit,
+    hooked_pairs,
+    recorded_experts,
+    recorded_shares,
+)
+from modes_fx.hooks import keep_all_theta
+from modes_fx.vocabulary import Modality
 from tests.tiny import chat
 
 
@@ -76,6 +83,29 @@ def test_the_policy_says_which_share_and_which_tokens(model, inputs) -> None:
         model(**inputs)
     text = next(iter(shares.values()))["text"]
     assert_close(text, seen[0][[0, 5, 6, 7, 8, 9]].flatten())
+
+
+@torch.no_grad()
+def test_experts_are_those_of_the_shares(model, inputs) -> None:
+    policy, seen = keep_all_policy(model), []
+    with hooked_pairs(model, lambda *pairs: seen.append(pairs)):
+        model(**inputs)
+    with recorded_shares(model, policy) as shares, recorded_experts(model, policy) as experts:
+        model(**inputs)
+    path, codes, _, index, _ = seen[0]
+    assert torch.equal(experts[path]["text"], index[codes == Modality.TEXT].flatten().int())
+    assert experts[path]["vision"].shape == shares[path]["vision"].shape
+    everything = experts_hit(experts[path], shares[path], keep_all_theta())
+    assert everything["text"] == len(index[codes == Modality.TEXT].unique())
+    assert "audio" not in everything
+
+
+def test_an_expert_with_no_pair_left_is_not_hit() -> None:
+    experts = {"text": torch.tensor([3, 5, 3, 6]), "vision": torch.tensor([1])}
+    shares = {"text": torch.tensor([0.7, 0.3, 0.6, 0.4]), "vision": torch.tensor([0.2])}
+    theta = keep_all_theta()
+    theta[Modality.TEXT], theta[Modality.VISION] = 0.4, 0.3
+    assert experts_hit(experts, shares, theta) == {"text": 2, "vision": 0}
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,25 @@ def test_predictions_are_kept_while_it_is_not_done(model, batches, tmp_path) -> 
     assert len(kept) == len(batches)
     measured(model, batches, tmp_path)
     assert not list((tmp_path / "journal").glob("logits-*"))
+
+
+def test_one_run_at_a_time_works_in_a_folder(model, batches, tmp_path) -> None:
+    policy = keep_all_policy(model)
+
+    def second_run() -> str:
+        with (
+            pytest.raises(JournalError) as refused,
+            open_session(model, batches, policy, folder=tmp_path),
+        ):
+            pass
+        return str(refused.value)
+
+    with open_session(model, batches, policy, folder=tmp_path), ThreadPoolExecutor(1) as other:
+        message = other.submit(second_run).result()
+    assert "another run is calibrating into" in message
+    assert str(tmp_path) in message
+    with open_session(model, batches, policy, folder=tmp_path):
+        pass
 
 
 def other_weights(model, batches):

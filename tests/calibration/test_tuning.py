@@ -9,7 +9,7 @@ from modes_fx.calibration.evaluator import keep_all_policy
 from modes_fx.calibration.plane import thetas_of
 from modes_fx.calibration.prefix import find_stack
 from modes_fx.calibration.survey import Survey
-from modes_fx.calibration.tuning import Tuner, with_constants
+from modes_fx.calibration.tuning import Tuner, gain_over, with_constants
 from modes_fx.policy_means import Means
 
 MODALITIES = ["text", "vision"]
@@ -71,6 +71,12 @@ def test_what_was_refused_is_reported_with_its_gain(tuner) -> None:
     assert exponent.chosen in exponent.options
     assert extras.options["renormalisation 0, means 0"] == 0
     assert len(extras.options) == 6
+
+
+def test_a_gain_at_one_target_does_not_hide_a_harm_at_another() -> None:
+    assert gain_over([0.4, 1.0]) == pytest.approx(0.7)
+    assert gain_over([-0.01, 1.0]) > 0, "that is noise"
+    assert gain_over([-0.1, 1.0]) == pytest.approx(-0.1)
 
 
 @pytest.mark.parametrize("search", ["bounded", "sweep", "brute_force"])

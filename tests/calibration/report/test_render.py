@@ -8,8 +8,10 @@ from modes_fx.calibration.report.schema import (
     ComparedRow,
     Comparison,
     Data,
+    Evaluated,
     Scores,
     Target,
+    UpdateOfTokens,
 )
 
 SCORES = Scores(
@@ -48,6 +50,19 @@ def report() -> CalibrationReport:
         ),
         options={"method": "default"},
         alpha=LAYERS,
+        experts_hit={path: {"text": 8, "vision": 6} for path in LAYERS},
+        updates={
+            path: {"text": UpdateOfTokens(magnitude=0.25, angle=12.5, tokens=90)} for path in LAYERS
+        },
+        search=[
+            Evaluated(
+                tau={"text": tau, "vision": 0.2},
+                kl=tau / 10,
+                skip_ratio=tau,
+                skip_ratio_by_modality={"text": tau / 2, "vision": 0.9},
+            )
+            for tau in (0.0, 0.2, 0.4)
+        ],
         choices=[Choice(name="extras", options={"none": 0.0, "means 1": 0.4}, chosen="means 1")],
         targets=[
             Target(
@@ -58,6 +73,7 @@ def report() -> CalibrationReport:
                 kl_by_half={"fit": 0.01, "held back": 0.02},
                 kl_before_extras=0.03,
                 skip_ratio_by_layer={path: {"text": 0.5, "vision": 1.0} for path in LAYERS},
+                experts_hit={path: {"text": 5, "vision": 0} for path in LAYERS},
             )
         ],
         cost={"passes": 40.0},
@@ -90,6 +106,9 @@ def test_json_is_the_report(report, folder) -> None:
         "| 0.61 (0.4 to 0.8) | 90.0 % | as published skips less than asked for |",
         "| extras | none: 0; means 1: 0.4 | means 1 |",
         "| `layers.2.experts` | 0.03333 | 0 |",
+        "| `layers.1.experts` | text 50.0 %, vision 100.0 % |",
+        "| `layers.1.experts` | text 8, vision 6 | text 5, vision 0 |",
+        "| `layers.1.experts` | 0.25, 12.5° |",
         "| peak memory of the host, a process | 3 GiB |",
         "| 0 B / 5 MiB |",
     ],
@@ -100,13 +119,30 @@ def test_markdown_shows_what_was_found(folder, shown) -> None:
 
 def test_the_page_needs_no_other_file(folder) -> None:
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 5
     assert "<table>" in page
     assert "<title>MoDES-FX calibration</title>" in page
+
+
+def test_text_alone_has_plots_too(report, tmp_path) -> None:
+    def text(section):
+        return section.model_copy(update={"skip_ratio_by_modality": {"text": 0.5}})
+
+    targets = [t.model_copy(update={"scores": text(t.scores)}) for t in report.targets]
+    search = [text(point) for point in report.search]
+    write_report(report.model_copy(update={"targets": targets, "search": search}), tmp_path)
+    assert "![search.png](search.png)" in (tmp_path / "report.md").read_text()
 
 
 def test_without_a_comparison_there_is_none(report, tmp_path) -> None:
     write_report(report.model_copy(update={"comparison": None}), tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "Compared" not in text
+    assert "![updates.png](updates.png)" in text
     assert not (tmp_path / "methods.png").exists()
+
+
+def test_updates_that_are_not_known_are_not_shown(report, tmp_path) -> None:
+    write_report(report.model_copy(update={"updates": {}}), tmp_path)
+    assert "updates.png" not in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "updates.png").exists()
