@@ -25,6 +25,7 @@ test: lint compiler ## Check style and types, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-slow: $(INSTALLED) compiler ## Run the tests that start processes or calibrate, too slow for test
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,quant]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
 
 coverage: $(INSTALLED) ## Measure every MoE type of transformers, write docs/coverage.md and .json

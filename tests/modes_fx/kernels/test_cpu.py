@@ -331,8 +331,6 @@ def test_pairs_are_sorted_by_expert_and_stay_in_order(ids, dtype) -> None:
 
 # Without a matrix unit, brgemm runs on processors that have its dtype.
 RUNNABLE = [AMX_BF16, AVX2, DEFAULT] if torch.cpu._is_avx512_bf16_supported() else [AVX2, DEFAULT]
-
-
 FEW = "(float32_equals or bfloat16) and swiglu and not k_major and odd"
 EACH_LAYOUT = (
     "(float32_equals and (odd or few or many or long) or bfloat16 or packed or integer)"
