@@ -34,7 +34,8 @@ class WayRow(Section):
         skipping_gain: this way at skip 0 over this row.
         bound: the speed-up of transformers' best compiled way with its experts at their floor.
         of_bound: ``speedup`` as a share of ``bound``.
-        experts_share: of the time, what is spent beyond the model without experts.
+        experts_share: of the time, what is spent beyond the model without experts; None where it
+            takes less than that, because it saves elsewhere too.
     """
 
     way: str

@@ -156,7 +156,7 @@ class Results:
                 "skipping_gain": ratio(dense, own, self.clock).median,
                 "bound": bound,
                 "of_bound": speedup.median / bound,
-                "experts_share": 1 - without / seconds,
+                "experts_share": 1 - without / seconds if without < seconds else None,
             }
         )
 
