@@ -18,12 +18,18 @@ from transformers.exporters.exporter_dynamo import apply_patches
 
 from modes_fx.attach import is_attached
 from modes_fx.export.errors import ExportError
-from modes_fx.export.gates import CodesInGraph, check_layers, gates_in_graph, rewrite_program
+from modes_fx.export.gates import (
+    CodesInGraph,
+    Inputs,
+    capturing,
+    check_layers,
+    gates_in_graph,
+    rewrite_program,
+)
+from modes_fx.export.program import exportable_inputs
 from modes_fx.export.runner import DECODE, PREFILL, Interface, next_positions, text_positions
 from modes_fx.passes.report import LayerReport
 from modes_fx.policy import SkipPolicy
-
-Inputs = Mapping[str, Tensor]
 
 _WRAPPED = "model."
 """What stands in front of the model's own names in a program."""
@@ -109,15 +115,8 @@ def prompt_inputs(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
     """
     if "input_ids" not in inputs:
         raise ExportError("the modality of tokens comes from input_ids, and there are none")
-    given = dict(inputs)
-    kinds = given.pop("mm_token_type_ids", None)
-    mask = given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
-    positions_of = getattr(model.base_model, "get_rope_index", None)
-    if "position_ids" not in given and kinds is not None and positions_of is not None:
-        grids = {name: value for name, value in given.items() if name.endswith("_grid_thw")}
-        given["position_ids"], _ = positions_of(
-            given["input_ids"], mm_token_type_ids=kinds, attention_mask=mask, **grids
-        )
+    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+    given = exportable_inputs(model, {**inputs, "attention_mask": mask})
     given.setdefault("position_ids", text_positions(mask))
     return given
 
@@ -156,18 +155,10 @@ def _capture(step: _Step, component: str, inputs: Inputs, cache: list[Tensor]) -
         {name: _dynamic(name, value) for name, value in inputs.items()},
         [{0: Dim.AUTO, 2: Dim.AUTO} for _ in cache],
     )
-    try:
-        with torch.no_grad(), apply_patches("dynamo"):
-            arguments = (dict(inputs), cache)
-            program = torch.export.export(step, arguments, dynamic_shapes=sizes, strict=False)
-            return program.run_decompositions({})
-    except ExportError:
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"{component}: {type(step.model).__name__} cannot be captured by torch.export with "
-            f"{', '.join(inputs)}: {str(error).strip().splitlines()[0]}"
-        ) from error
+    with capturing(step.model, inputs, component), torch.no_grad(), apply_patches("dynamo"):
+        arguments = (dict(inputs), cache)
+        program = torch.export.export(step, arguments, dynamic_shapes=sizes, strict=False)
+        return program.run_decompositions({})
 
 
 def _dynamic(name: str, value: Tensor) -> dict[int, Any]:

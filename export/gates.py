@@ -5,7 +5,7 @@ computed in the graph, because nothing runs before it.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,8 @@ from modes_fx.modality import DeviceCodes, ModalityBuffer, TokenIds, modality_co
 from modes_fx.passes.pipeline import rewrite_graph
 from modes_fx.passes.report import LayerReport
 from modes_fx.policy import SkipPolicy
+
+Inputs = Mapping[str, Tensor]
 
 
 class CodesInGraph(ModalityBuffer):
@@ -100,6 +102,26 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "a skipping policy is attached, but this call")
         yield
+
+
+@contextmanager
+def capturing(model: PreTrainedModel, inputs: Inputs, component: str = "") -> Iterator[None]:
+    """Say of a model that torch cannot capture that it cannot be exported.
+
+    Raises:
+        ExportError: there are no ``input_ids``, which the modality of tokens comes from, or
+            anything was raised inside.
+    """
+    if "input_ids" not in inputs:
+        raise ExportError("the modality of tokens comes from input_ids, and there are none")
+    try:
+        yield
+    except Exception as error:  # a model's code may fail in any way where values are symbols
+        where = f"{component}: " if component else ""
+        raise ExportError(
+            f"{where}{type(model).__name__} cannot be captured by torch.export with "
+            f"{', '.join(inputs)}: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def rewrite_program(program: ExportedProgram, prefix: str = "") -> list[LayerReport]:

@@ -3,7 +3,7 @@
 transformers' own exporter captures the model; the passes are those of the backend.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,17 @@ from transformers import PreTrainedModel
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
 import modes_fx.hooks as h
-from modes_fx.export.errors import ExportError
-from modes_fx.export.gates import CodesInGraph, check_layers, gates_in_graph, rewrite_program
+from modes_fx.export.gates import (
+    CodesInGraph,
+    Inputs,
+    capturing,
+    check_layers,
+    gates_in_graph,
+    rewrite_program,
+)
 from modes_fx.passes.report import LayerReport
 from modes_fx.policy import SkipPolicy
 
-Inputs = Mapping[str, Tensor]
 EXPERTS = torch.ops.modes_fx.experts.default
 
 
@@ -81,8 +86,8 @@ def exportable_inputs(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tenso
     """
     given = dict(inputs)
     kinds = given.pop("mm_token_type_ids", None)
-    positions_of = getattr(getattr(model, "model", model), "get_rope_index", None)
-    if kinds is not None and positions_of is not None:
+    positions_of = getattr(model.base_model, "get_rope_index", None)
+    if "position_ids" not in given and kinds is not None and positions_of is not None:
         grids = {k: v for k, v in given.items() if k.endswith("_grid_thw")}
         positions, _ = positions_of(
             given["input_ids"],
@@ -130,15 +135,7 @@ def _logits_only(model: PreTrainedModel, codes: CodesInGraph) -> Iterator[None]:
 
 
 def _capture(model: PreTrainedModel, inputs: Inputs) -> ExportedProgram:
-    if "input_ids" not in inputs:
-        raise ExportError("the modality of tokens comes from input_ids, and there are none")
-    exporter, config = DynamoExporter(), DynamoConfig(dynamic=True)
-    arguments = {**inputs, "use_cache": False}
-    try:
-        program, _ = exporter.export_program(model, arguments, config)
-    except Exception as error:
-        raise ExportError(
-            f"{type(model).__name__} cannot be captured by torch.export with "
-            f"{', '.join(inputs)}: {str(error).strip().splitlines()[0]}"
-        ) from error
+    with capturing(model, inputs):
+        arguments, config = {**inputs, "use_cache": False}, DynamoConfig(dynamic=True)
+        program, _ = DynamoExporter().export_program(model, arguments, config)
     return program
