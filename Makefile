@@ -10,6 +10,7 @@ export CXX
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TIMED := OMP_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 FOLDERS := passes calibration export bench
 
 .PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench docs \
@@ -54,10 +55,10 @@ demo-model: $(INSTALLED) ## Train the demo model again (up to 90 minutes)
 bench: $(INSTALLED) compiler ## Time layers and a model, write docs/performance/ (half an hour, 6 GB)
 	@mkdir -p docs/performance
 	for shape in $(SHAPES); do \
-		OMP_NUM_THREADS=1 $(BIN)/modes-fx bench layer --shape $$shape \
+		$(TIMED) $(BIN)/modes-fx bench layer --shape $$shape \
 			--json docs/performance/$$shape.json --markdown docs/performance/$$shape.md || exit; \
 	done
-	OMP_NUM_THREADS=1 $(BIN)/modes-fx bench model \
+	$(TIMED) $(BIN)/modes-fx bench model \
 		--json docs/performance/model.json --markdown docs/performance/model.md
 
 lint: $(INSTALLED) types ## Check style (ruff) and types (mypy)

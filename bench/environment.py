@@ -30,6 +30,7 @@ class Environment(Section):
         memory_gib: of the machine.
         platform: operating system and architecture.
         versions: library name to version.
+        large_pages: whether torch asks for pages of 2 MB (``THP_MEM_ALLOC_ENABLE``).
     """
 
     processor: str
@@ -38,6 +39,7 @@ class Environment(Section):
     memory_gib: float
     platform: str
     versions: dict[str, str]
+    large_pages: bool = False
 
 
 def describe_environment() -> Environment:
@@ -53,13 +55,15 @@ def describe_environment() -> Environment:
             "python": platform.python_version(),
             **{name: version(name) for name in _LIBRARIES},
         },
+        large_pages=os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
     )
 
 
 def describe(environment: Environment) -> str:
     """Say it in a line."""
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
-    return f"{environment.processor}, {environment.cores} cores; {versions}"
+    pages = "; pages of 2 MB" if environment.large_pages else ""
+    return f"{environment.processor}, {environment.cores} cores; {versions}{pages}"
 
 
 def last_level_cache() -> int:

@@ -1,7 +1,7 @@
 """What the machine can do at best: compute in a GEMM, and read from memory.
 
 Both ceilings are measured in the same rounds as the implementations, so that they see the same
-disturbances. The buffers are allocated as weights are, in pages of the default size.
+disturbances. The buffers are allocated as weights are, in pages of the same size.
 """
 
 from collections.abc import Callable, Mapping

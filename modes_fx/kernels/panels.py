@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modes_fx.kernels.epilogue import MATMUL, Body, Step
+from modes_fx.kernels.pages import prefer_huge_pages
 
 PANEL = 32
 """Output columns of a panel."""
@@ -44,7 +45,7 @@ def pack(weight: Tensor, *, transposed: bool) -> Tensor:
         )
     group = group_size(weight.dtype)
     N, K = weight.shape[1:] if transposed else reversed(weight.shape[1:])
-    packed = weight.new_empty(len(weight), N // PANEL, K // group, PANEL, group)
+    packed = prefer_huge_pages(weight.new_empty(len(weight), N // PANEL, K // group, PANEL, group))
     for panels, matrix in zip(packed, weight, strict=True):
         columns = matrix if transposed else matrix.T.contiguous()
         # The values of a group move together, as one 32-bit unit.
