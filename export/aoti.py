@@ -5,15 +5,16 @@ program in C++ opens them (``dlopen`` with ``RTLD_GLOBAL``) before it loads the 
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 
+from modes_fx.export.calls import Inputs
 from modes_fx.export.errors import ExportError
-from modes_fx.export.program import GatedProgram, Inputs, gates
+from modes_fx.export.program import GatedProgram, gates
+from modes_fx.export.pt2 import Program
 from modes_fx.kernels.cpu import kernel_libraries, load_shared
 from modes_fx.kernels.cpu.build import BuildError
 from modes_fx.kernels.cpu.isa import detect_isa
@@ -21,10 +22,14 @@ from modes_fx.kernels.cpu.plan import UnfusableError
 from modes_fx.kernels.epilogue import Body
 
 LIBRARIES, LOAD_ORDER = "lib", "load_order"
+INSTRUCTION_SET = "instruction set"
 
 
 class Aoti:
     """Writes and loads ``<component>.aoti.pt2``."""
+
+    name = "aoti"
+    runs_in = "AOTInductor"
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
         """Compile one component for this processor.
@@ -41,28 +46,17 @@ class Aoti:
                 inductor_configs={"aot_inductor.metadata": metadata},
             )
 
-    def load(self, folder: Path, component: str) -> "Package":
+    def load(self, folder: Path, component: str) -> Program:
         """Load one component and the kernels it calls."""
         load_libraries(folder / LIBRARIES)
-        return Package(aoti_load_package(str(folder / f"{component}.aoti.pt2")))
+        return Program(aoti_load_package(str(folder / f"{component}.aoti.pt2")))
 
-    def instruction_set(self) -> str:
+    def keeping(self, gated: GatedProgram, folder: Path, component: str) -> None:
+        """Thresholds are constants of the compiled code: one that keeps all is not at hand."""
+
+    def details(self) -> dict[str, str]:
         """Return what the package and its kernels are built for."""
-        return detect_isa().name
-
-
-class Package:
-    """A loaded package."""
-
-    def __init__(self, package: Callable[..., Tensor]) -> None:
-        """Wrap what ``aoti_load_package`` returns."""
-        self._package = package
-
-    def __call__(self, inputs: Inputs) -> Tensor:
-        """Return the logits ``[B, S, V]``."""
-        with torch.inference_mode():
-            logits: Tensor = self._package(**inputs)
-        return logits
+        return {INSTRUCTION_SET: detect_isa().name}
 
 
 def load_libraries(folder: Path) -> None:

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
+from modes_fx.export.calls import Inputs, is_cached
+from modes_fx.export.components import component_inputs
 from modes_fx.export.errors import ExportError
 from modes_fx.export.formats import find_format
 from modes_fx.export.manifest import Manifest
-from modes_fx.export.oracle import gated_logits, largest_error
-from modes_fx.export.program import Inputs, exportable_inputs
+from modes_fx.export.oracle import gated_outputs, largest_error
 from modes_fx.fingerprint import config_hash
 from modes_fx.policy import SkipPolicy
 
@@ -21,7 +22,7 @@ class Check(NamedTuple):
     Attributes:
         component: of the artifact.
         shapes: of its inputs, by name.
-        error: the largest difference from the model, as a share of the largest logit.
+        error: the largest difference from the model, as a share of the output's largest value.
         agrees: whether that is within the artifact's tolerance.
     """
 
@@ -39,7 +40,7 @@ def verify(
     Args:
         folder: of the artifact.
         model: with the same weights.
-        inputs: calls of each component, as the processor returns them.
+        inputs: prompts of each component, as the processor returns them.
 
     Returns:
         One check for each call.
@@ -59,14 +60,16 @@ def verify(
             loaded = writer.load(folder, component)
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
+            made = "; ".join(f"{name} {value}" for name, value in manifest.details.items())
             raise ExportError(
-                f"{component} cannot be loaded here: {reason} (exported on {manifest.machine}, "
-                f"{manifest.instruction_set or 'any'} instructions)"
+                f"{component} cannot be loaded here: {reason} (exported on {manifest.machine}"
+                f"{'; ' if made else ''}{made})"
             ) from error
+        cached = is_cached(component)
         for given in inputs[component]:
-            taken = exportable_inputs(model, given)
-            expected = gated_logits(model, policy, manifest.target, taken)
-            off = largest_error(loaded(taken), expected, given.get("attention_mask"))
+            taken = component_inputs(model, component, given)
+            expected = gated_outputs(model, policy, manifest.target, taken, cached=cached)
+            off = largest_error(loaded(taken), expected, taken.get("attention_mask"))
             shapes = {name: list(value.shape) for name, value in taken.items()}
             checks.append(Check(component, shapes, off, off <= manifest.tolerance))
     return checks

@@ -5,7 +5,7 @@ computed in the graph, because nothing runs before it.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,13 +19,12 @@ from transformers import PreTrainedModel
 
 import modes_fx.hooks as h
 from modes_fx.attach import attach, attached, detach, is_attached
+from modes_fx.export.calls import Inputs
 from modes_fx.export.errors import ExportError
 from modes_fx.modality import DeviceCodes, ModalityBuffer, TokenIds, modality_codes
 from modes_fx.passes.pipeline import rewrite_graph
 from modes_fx.passes.report import LayerReport
 from modes_fx.policy import SkipPolicy
-
-Inputs = Mapping[str, Tensor]
 
 
 class CodesInGraph(ModalityBuffer):
@@ -116,6 +115,8 @@ def capturing(model: PreTrainedModel, inputs: Inputs, component: str = "") -> It
         raise ExportError("the modality of tokens comes from input_ids, and there are none")
     try:
         yield
+    except ExportError:
+        raise
     except Exception as error:  # a model's code may fail in any way where values are symbols
         where = f"{component}: " if component else ""
         raise ExportError(

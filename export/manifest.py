@@ -13,7 +13,7 @@ from modes_fx.export.errors import ExportError
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 PACKAGES = ("modes-fx", "torch", "transformers")
-FormatName = Literal["pt2", "aoti"]
+FormatName = Literal["pt2", "aoti", "onnx", "tensorrt"]
 
 
 class Value(BaseModel):
@@ -31,21 +31,23 @@ class Component(BaseModel):
 
     Attributes:
         inputs: by name.
-        output: the logits.
+        outputs: the logits and, where there is one, the cache.
         layers: its MoE layers.
         rewritten: how many of them are gated.
-        max_error: the largest difference from the model, as a share of the largest logit, when it
-            was exported.
+        max_error: the largest difference from the model, as a share of an output's largest value,
+            when it was exported.
+        checked_in: what ran it then.
         time_ratio: time at the target over time with every expert kept, where it was measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     inputs: list[Value]
-    output: Value
+    outputs: list[Value]
     layers: int
     rewritten: int
     max_error: float
+    checked_in: str
     time_ratio: float | None = None
 
     @property
@@ -64,7 +66,7 @@ class Manifest(BaseModel):
         dtype: of its weights.
         target: the skip ratio whose thresholds are inside.
         policy_sha256: of ``policy/modes_policy.json``.
-        instruction_set: that its kernels were built for; None where they are built when loaded.
+        details: of the format, such as the instruction set or the opset, by name.
         machine: of the processor, such as x86_64.
         versions: of the packages that wrote it.
         tolerance: of ``max_error``.
@@ -81,7 +83,7 @@ class Manifest(BaseModel):
     dtype: str
     target: float
     policy_sha256: str
-    instruction_set: str | None
+    details: dict[str, str]
     machine: str = platform.machine()
     versions: dict[str, str]
     tolerance: float

@@ -7,34 +7,33 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from modes_fx.export.program import GatedProgram, Inputs, keep_every_expert
+from modes_fx.export.calls import Inputs
+from modes_fx.export.formats import Loaded
+from modes_fx.export.program import GatedProgram
 
 ROUNDS = 7
 TOKENS = 512
 """About as many are timed, where the batch is dynamic: few tokens are no measure of a prefill."""
 
 
-def time_ratio(gated: GatedProgram, inputs: Inputs) -> float:
-    """Return the processor time at the target over that with every expert kept.
-
-    Both run the program as it is, in turns. A package, which compiles what is around the experts,
-    saves at least as large a share of its time.
+def time_ratio(skipping: Loaded, keeping: Loaded, gated: GatedProgram, inputs: Inputs) -> float:
+    """Return the processor time at the target over that with every expert kept, in turns.
 
     Args:
-        gated: the program.
+        skipping: a component.
+        keeping: the same, but for the thresholds.
+        gated: the program that both were made from, which says what is dynamic.
         inputs: of one call.
     """
     many = dict(_repeated(gated, inputs))
-    skipping, keeping = gated.program.module(), keep_every_expert(gated.program)
     ratios = []
-    with torch.inference_mode():
-        for _ in range(ROUNDS + 1):
-            seconds = []
-            for module in (skipping, keeping):
-                started = time.process_time()
-                module(**many)
-                seconds.append(time.process_time() - started)
-            ratios.append(seconds[0] / seconds[1])
+    for _ in range(ROUNDS + 1):
+        seconds = []
+        for loaded in (skipping, keeping):
+            started = time.process_time()
+            loaded(many)
+            seconds.append(time.process_time() - started)
+        ratios.append(seconds[0] / seconds[1])
     return statistics.median(ratios[1:])
 
 

@@ -4,24 +4,27 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.fx import Node
 from transformers import PreTrainedModel
 
+from modes_fx.export.calls import COMPONENTS, Inputs, is_cached
+from modes_fx.export.components import component_inputs
 from modes_fx.export.errors import ExportError
 from modes_fx.export.formats import Format, find_format
 from modes_fx.export.manifest import Component, Manifest, Value, digests, versions
-from modes_fx.export.oracle import gated_logits, largest_error
-from modes_fx.export.program import GatedProgram, Inputs, exportable_inputs, gated_program
+from modes_fx.export.oracle import gated_outputs, largest_error
+from modes_fx.export.program import GatedProgram, gated_program
 from modes_fx.export.saving import time_ratio
 from modes_fx.fingerprint import config_hash
 from modes_fx.policy import SkipPolicy
 from modes_fx.policy_file import POLICY_FILE
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""The largest difference from the model, as a share of the largest logit."""
+"""The largest difference from the model, as a share of an output's largest value."""
 
 
 def export(
@@ -31,7 +34,7 @@ def export(
     inputs: Mapping[str, Inputs],
     folder: Path,
     *,
-    format: str = "pt2",
+    format: str | Format = "pt2",
     name: str = "",
     allow_partial: bool = False,
 ) -> Manifest:
@@ -41,10 +44,11 @@ def export(
         model: in eval mode, not attached; left as it was.
         policy: for this model.
         target: one of its targets.
-        inputs: of each component, one call's tensors as the processor returns them, of two samples
-            or more; they say which arguments it takes and are what it is compared on.
+        inputs: of each component, a name of ``modes_fx.export.calls.COMPONENTS``, one prompt's
+            tensors as the processor returns them, of two samples or more; they say which arguments
+            it takes and are what it is compared on.
         folder: where to write; must not exist yet, or be empty.
-        format: a name of ``modes_fx.export.formats.FORMATS``.
+        format: a name of ``modes_fx.export.formats.FORMATS``, or a format with options of its own.
         name: where the model can be loaded from, for ``verify``.
         allow_partial: whether layers that cannot be rewritten may compute every expert.
 
@@ -57,28 +61,28 @@ def export(
             than the model. Nothing is written then.
         OSError: writing failed. Nothing is left then.
     """
-    writer = find_format(format)
+    writer = find_format(format) if isinstance(format, str) else format
+    if unknown := sorted(inputs.keys() - set(COMPONENTS)):
+        raise ExportError(
+            f"there is no component {unknown[0]!r}; there are {', '.join(COMPONENTS)}"
+        )
     policy.check_model(model)
     tolerance = TOLERANCE.get(model.dtype)
     if tolerance is None:
         raise ExportError(f"models in {model.dtype} cannot be exported: use float32 or bfloat16")
     with _new_folder(folder) as partial:
         policy.save_pretrained(partial / "policy")
-        components = {
-            component: _component(
-                model, policy, target, given, partial, writer, component, tolerance, allow_partial
-            )
-            for component, given in inputs.items()
-        }
+        parts = _Writer(model, policy, target, writer, partial, tolerance, allow_partial)
+        components = {name: parts.write(name, prompt) for name, prompt in inputs.items()}
         files = digests(partial)
         manifest = Manifest(
-            format=format,  # type: ignore[arg-type]
+            format=writer.name,  # type: ignore[arg-type]
             model=name or str(model.config.name_or_path),
             model_config_hash=config_hash(model.config),
             dtype=str(model.dtype).removeprefix("torch."),
             target=target,
             policy_sha256=files[f"policy/{POLICY_FILE}"],
-            instruction_set=writer.instruction_set(),
+            details=writer.details(),
             versions=versions(),
             tolerance=tolerance,
             components=components,
@@ -88,43 +92,66 @@ def export(
     return manifest
 
 
-def _component(
-    model: PreTrainedModel,
-    policy: SkipPolicy,
-    target: float,
-    given: Inputs,
-    folder: Path,
-    writer: Format,
-    component: str,
-    tolerance: float,
-    allow_partial: bool,
-) -> Component:
-    inputs = exportable_inputs(model, given)
-    gated = gated_program(model, policy, target, inputs, allow_partial=allow_partial)
-    writer.write(gated, inputs, folder, component)
-    loaded = writer.load(folder, component)
-    expected = gated_logits(model, policy, target, inputs)
-    error = largest_error(loaded(inputs), expected, given.get("attention_mask"))
-    if not error <= tolerance:
-        raise ExportError(
-            f"{component}: the artifact's logits differ from the model's by {error:.2g} of the "
-            f"largest one, more than {tolerance:g}. Please report the model's type"
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the components of one artifact; see :func:`export`."""
+
+    model: PreTrainedModel
+    policy: SkipPolicy
+    target: float
+    format: Format
+    folder: Path
+    tolerance: float
+    allow_partial: bool
+
+    def write(self, component: str, prompt: Inputs) -> Component:
+        """Write a component and compare it with the model.
+
+        Raises:
+            ExportError: it cannot be written, or computes something else.
+        """
+        cached = is_cached(component)
+        inputs = component_inputs(self.model, component, prompt)
+        try:
+            gated = gated_program(
+                self.model,
+                self.policy,
+                self.target,
+                inputs,
+                cached=cached,
+                allow_partial=self.allow_partial,
+            )
+            self.format.write(gated, inputs, self.folder, component)
+        except ExportError as reason:
+            raise ExportError(f"{component}: {reason}") from reason
+        loaded = self.format.load(self.folder, component)
+        expected = gated_outputs(self.model, self.policy, self.target, inputs, cached=cached)
+        error = largest_error(loaded(inputs), expected, inputs.get("attention_mask"))
+        if not error <= self.tolerance:
+            raise ExportError(
+                f"{component}: the artifact's outputs differ from the model's by {error:.2g} of "
+                f"the largest value, more than {self.tolerance:g}. Please report the model's type"
+            )
+        keeping = self.format.keeping(gated, self.folder, component)
+        taken, returned = _signature(gated, inputs)
+        return Component(
+            inputs=taken,
+            outputs=returned,
+            layers=len(gated.layers),
+            rewritten=sum(layer.status == "rewritten" for layer in gated.layers),
+            max_error=error,
+            checked_in=self.format.runs_in,
+            time_ratio=keeping and time_ratio(loaded, keeping, gated, inputs),
         )
-    taken, output = _signature(gated, inputs)
-    return Component(
-        inputs=taken,
-        output=output,
-        layers=len(gated.layers),
-        rewritten=sum(layer.status == "rewritten" for layer in gated.layers),
-        max_error=error,
-        time_ratio=time_ratio(gated, inputs),
-    )
 
 
-def _signature(gated: GatedProgram, inputs: Inputs) -> tuple[list[Value], Value]:
+def _signature(gated: GatedProgram, inputs: Inputs) -> tuple[list[Value], list[Value]]:
+    signature = gated.program.graph_signature
     nodes = {node.name: node for node in gated.program.graph.nodes}
-    (output,) = gated.program.graph_signature.user_outputs
-    return [_value(name, nodes[name]) for name in inputs], _value("logits", nodes[str(output)])
+    taken = zip(inputs, signature.user_inputs, strict=True)
+    returned = zip(gated.outputs, signature.user_outputs, strict=True)
+    values = [[_value(name, nodes[str(node)]) for name, node in some] for some in (taken, returned)]
+    return values[0], values[1]
 
 
 def _value(name: str, node: Node) -> Value:

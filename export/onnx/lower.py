@@ -10,6 +10,7 @@ from onnx_ir.passes import common as passes
 
 from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.blocked import write_blocked
+from modes_fx.export.onnx.codes import widen_codes
 from modes_fx.export.onnx.gate import write_gate
 from modes_fx.export.onnx.means import write_skipped_means
 from modes_fx.export.onnx.nodes import Constants, Nodes
@@ -63,6 +64,7 @@ def _replace(graph: ir.Graph, node: ir.Node, constants: Constants, form: Form) -
     results: tuple[ir.Value, ...]
     if node.op_type == "Gate":
         top_k = _static(inputs[0], 1)
+        widen_codes(inputs[2])
         results = write_gate(nodes, *inputs[:4], top_k=top_k, **attributes)
     elif node.op_type == "Experts":
         results = (_write_experts(nodes, inputs, attributes, FORMS[form]),)

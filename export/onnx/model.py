@@ -1,6 +1,6 @@
 """Write an exported program as an ONNX model on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ def save_onnx(
     path: Path,
     form: Form = "unrolled",
     metadata: Mapping[str, str] | None = None,
+    outputs: Sequence[str] = (),
 ) -> OnnxModel:
     """Write a program as a model of standard operators.
 
@@ -46,6 +47,7 @@ def save_onnx(
         path: the file, which gets a second one beside it for weights.
         form: ``"unrolled"`` for ONNX Runtime, ``"blocked"`` for TensorRT-RTX.
         metadata: texts by name that travel in the model, such as the policy.
+        outputs: their names; by default those of the program.
 
     Raises:
         ExportError: an operation has no ONNX form, or the written model is malformed.
@@ -53,6 +55,8 @@ def save_onnx(
     model = translate(program)
     layers = lower(model, form)
     model.metadata_props.update(metadata or {})
+    for value, name in zip(model.graph.outputs, outputs, strict=bool(outputs)):
+        value.name = name
     ir.save(
         model,
         path,

@@ -15,11 +15,12 @@ from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from transformers.exporters.exporter_onnx import apply_fx_node_fixes, apply_patches
 
 from modes_fx import mean_ops as mean_ops  # registers the op
 from modes_fx import ops as ops
 from modes_fx.export.errors import ExportError
-from modes_fx.export.masked_add import spread_masked_adds
+from modes_fx.export.masked_rows import spread_masked_rows
 
 DOMAIN = "modes_fx"
 OPSET = 20
@@ -39,9 +40,11 @@ def translate(program: ExportedProgram) -> ir.Model:
     Raises:
         ExportError: an operation of the program has no translation.
     """
-    spread_masked_adds(program)
+    spread_masked_rows(program)
     _settle_token_counts(program)
-    with warnings.catch_warnings():
+    # transformers' repairs of what torch's exporter cannot translate, checks at run time among it.
+    apply_fx_node_fixes("onnx", program.graph_module)
+    with warnings.catch_warnings(), apply_patches("onnx"):
         # Of torch's own code, about itself.
         warnings.simplefilter("ignore", FutureWarning)
         try:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from modes_fx.cli.errors import FAILED_CHECK
 from modes_fx.cli.models import load_named_model
-from modes_fx.cli.probes import COMPONENTS, calls
+from modes_fx.cli.probes import calls
 from modes_fx.cli.quiet import quiet_libraries
 
 MODEL_HELP = 'A local folder, the id of a hub repository, or "demo" for the shipped model.'
@@ -23,17 +23,22 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="pt2: a torch.export program; aoti: a compiled package for this processor."
+            help="pt2: a torch.export program; aoti: a compiled package for this processor; onnx: "
+            "for ONNX Runtime; tensorrt: engines of TensorRT-RTX, and the ONNX model for them."
         ),
     ] = "pt2",
     components: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"What to export: {', '.join(COMPONENTS)}; by default all that the model takes."
+            help="What to export: text and image, whole calls, by default what the model takes; "
+            "prefill and decode, which generate text with a cache."
         ),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Of the weights: float32 or bfloat16; as stored by default.")
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(help="For tensorrt: of the GPUs; by default four.")
     ] = None,
     allow_partial: Annotated[
         bool,
@@ -54,8 +59,10 @@ def export(
 
     from modes_fx import SkipPolicy
     from modes_fx.export import export as export_model
+    from modes_fx.export.formats import find_format
 
     quiet_libraries()
+    writer = find_format(format, compute_capabilities=compute_capability or ())
     with Console(stderr=True).status("loading the model") as status:
         loaded, processor = load_named_model(model, trust_remote_code=trust_remote_code)
         if dtype is not None:
@@ -68,7 +75,7 @@ def export(
             target,
             inputs,
             out,
-            format=format,
+            format=writer,
             name=model,
             allow_partial=allow_partial,
         )

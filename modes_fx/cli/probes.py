@@ -9,9 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from modes_fx.cli.models import first_line
+from modes_fx.export.calls import COMPONENTS, IMAGE, TEXT
 
-TEXT, IMAGE = "text", "image"
-COMPONENTS = (TEXT, IMAGE)
 QUESTIONS = (
     ("what is in the image ?", "what is in the image ?"),
     ("what is in the image ?", "is it larger than the one on the left or not ?", "why ?"),
@@ -29,7 +28,7 @@ def calls(
     Args:
         model: to be called.
         processor: its processor or tokenizer; None: arbitrary token ids are used.
-        components: which; None: all that the model takes.
+        components: which; None: text, and image where the model takes images.
 
     Raises:
         ValueError: an unknown component, or one that the model does not take.
@@ -40,14 +39,14 @@ def calls(
     if components and IMAGE in components and not takes_images:
         raise ValueError("the model has no image processor: export its component text alone")
     chosen = components or ([TEXT, IMAGE] if takes_images else [TEXT])
-    return {component: _calls(model, processor, component) for component in chosen}
+    return {name: _calls(model, processor, takes_images and name != TEXT) for name in chosen}
 
 
-def _calls(model: PreTrainedModel, processor: Any, component: str) -> list[Call]:
+def _calls(model: PreTrainedModel, processor: Any, images: bool) -> list[Call]:
     if processor is None:
         vocabulary = model.config.get_text_config().vocab_size
         return [_arbitrary(vocabulary, *shape) for shape in ((2, 9), (3, 14))]
-    if component == TEXT:
+    if not images:
         return [_encode(model, processor, questions, None) for questions in QUESTIONS]
     # How many images a call has is written into most captured models.
     return [_encode(model, processor, QUESTIONS[i][:2], side) for i, side in enumerate(SIDES)]

@@ -8,14 +8,16 @@ import torch
 
 from modes_fx import SkipPolicy, attach, detach, modes_backend
 from modes_fx.attach import find_expert_modules
+from modes_fx.bench.coverage.tiny import tiny_model
 from modes_fx.bench.demo_model import encode, heldout_questions, load_model
-from modes_fx.export.components import export_components, prompt_inputs
-from modes_fx.export.errors import ExportError
+from modes_fx.export import ExportError, Manifest, export, verify
+from modes_fx.export.calls import DECODE, PREFILL
+from modes_fx.export.components import prompt_inputs
+from modes_fx.export.manifest import versions
 from modes_fx.export.runner import Runner
 from tests.tiny import chat, left_padded, tiny_vlm
 
 KEEP_ALL, SKIP = 0.0, 0.5
-EXPERTS = torch.ops.modes_fx.experts.default
 NEW_TOKENS = 6
 
 
@@ -46,12 +48,6 @@ def generated(model, inputs, **options):
     return tokens[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def first_logits(runner, inputs):
-    with torch.inference_mode():
-        logits, _ = runner._prefill(runner.interface.arrange(inputs), [])
-    return logits
-
-
 def two_prompts(text: int, seed: int):
     return left_padded(chat(text, images=1, seed=seed), chat(text + 3, images=1, seed=seed + 1))
 
@@ -61,61 +57,81 @@ def model():
     return tiny_vlm()
 
 
-@pytest.fixture(scope="module", params=["plain", "kept mass, min_k"])
-def exported(request, model, tmp_path_factory):
-    options = {} if request.param == "plain" else {"kept_mass_exponent": 0.5, "min_k": 1}
+@pytest.fixture(scope="module", params=["pt2", "onnx"])
+def artifact(request, model, tmp_path_factory):
+    options = {"kept_mass_exponent": 0.5, "min_k": 1} if request.param == "onnx" else {}
     policy = policy_for(model, 0.4, **options)
-    components = export_components(model, policy, SKIP, two_prompts(5, seed=0))
-    folder = tmp_path_factory.mktemp("programs")
-    components.save(folder)
-    return policy, components, folder
+    folder = tmp_path_factory.mktemp("programs") / "artifact"
+    prompts = two_prompts(5, seed=0)
+    calls = {PREFILL: prompts, DECODE: prompts}
+    manifest = export(model, policy, SKIP, calls, folder, format=request.param)
+    return policy, manifest, folder
 
 
-def test_an_attached_model_is_refused():
+def test_an_attached_model_is_refused(tmp_path) -> None:
     model = tiny_vlm()
+    policy = policy_for(model, 0.4)
     attach(model)
     with pytest.raises(ExportError, match="detach"):
-        export_components(model, policy_for(model, 0.4), SKIP, two_prompts(5, seed=0))
+        export(model, policy, SKIP, {PREFILL: two_prompts(5, seed=0)}, tmp_path / "out")
 
 
-def test_embeddings_alone_are_refused():
+def test_embeddings_alone_are_refused() -> None:
     with pytest.raises(ExportError, match="input_ids"):
         prompt_inputs(tiny_vlm(), {"inputs_embeds": torch.zeros(1, 2, 32)})
 
 
-@pytest.mark.slow
-def test_no_original_experts_are_left(exported):
-    _, components, _ = exported
-    for program in (components.prefill, components.decode):
-        targets = [str(node.target) for node in program.graph.nodes]
-        assert targets.count(str(EXPERTS)) == 2
-        assert not [target for target in targets if "grouped_mm" in target]
+def test_one_component_is_not_enough_to_generate(model, tmp_path) -> None:
+    manifest = Manifest(
+        format="pt2",
+        model="tiny",
+        model_config_hash="0" * 64,
+        dtype="float32",
+        target=SKIP,
+        policy_sha256="0" * 64,
+        details={},
+        versions=versions(),
+        tolerance=1e-4,
+        components={},
+        files={},
+    )
+    manifest.save(tmp_path)
+    with pytest.raises(ExportError, match="has no component prefill: export prefill and decode"):
+        Runner(tmp_path)
 
 
 @pytest.mark.slow
-def test_prefill_computes_what_the_attached_model_does_at_new_sizes(exported, model):
-    policy, _, folder = exported
-    given = prompt_inputs(model, two_prompts(9, seed=7))
-    logits = first_logits(Runner(folder), given)
-    call = {**given, "logits_to_keep": 1}
-    expected = gated(model, policy, SKIP, lambda: model(**call).logits)
-    every_expert = model(**call).logits
-    scale = expected.abs().max()
-    assert (logits - expected).abs().max() <= 1e-4 * scale
-    assert (logits - every_expert).abs().max() > 1e-2 * scale
+def test_the_cache_goes_from_prefill_to_decode(artifact) -> None:
+    _, manifest, _ = artifact
+    names = [value.name for value in manifest.components[PREFILL].outputs]
+    assert names == [
+        "logits",
+        *(f"present_{i}_{kind}" for i in (0, 1) for kind in ("key", "value")),
+    ]
+    taken = [value.name for value in manifest.components[DECODE].inputs]
+    assert taken[3:] == [name.replace("present", "past") for name in names[1:]]
+    assert {one.rewritten for one in manifest.components.values()} == {2}
 
 
 @pytest.mark.slow
-def test_tokens_are_those_that_the_attached_model_generates(exported, model):
-    policy, _, folder = exported
+def test_both_agree_with_the_attached_model_at_new_sizes(artifact, model) -> None:
+    _, _, folder = artifact
+    prompts = [two_prompts(9, seed=7)]
+    checks = verify(folder, model, {PREFILL: prompts, DECODE: prompts})
+    assert [check.agrees for check in checks] == [True, True]
+
+
+@pytest.mark.slow
+def test_tokens_are_those_that_the_attached_model_generates(artifact, model) -> None:
+    policy, _, folder = artifact
     inputs = two_prompts(9, seed=7)
     tokens = Runner(folder).generate(prompt_inputs(model, inputs), NEW_TOKENS)
     assert tokens.tolist() == gated(model, policy, SKIP, lambda: generated(model, inputs))
 
 
 @pytest.mark.slow
-def test_a_fresh_process_runs_it_without_the_code_of_the_model(exported, model, tmp_path):
-    _, _, folder = exported
+def test_a_fresh_process_runs_it_without_the_code_of_the_model(artifact, model, tmp_path) -> None:
+    _, _, folder = artifact
     given = prompt_inputs(model, two_prompts(9, seed=7))
     torch.save(given, tmp_path / "inputs.pt")
     code = f"""
@@ -134,15 +150,30 @@ print([name for name in sys.modules if ".modeling_" in name and ".models." in na
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_beyond_a_sliding_window_tokens_are_those_of_generate(tmp_path) -> None:
+    model = tiny_model("gpt_oss")
+    assert model.config.sliding_window == 8
+    policy = policy_for(model, 0.4)
+    ids = torch.arange(1, 25).view(2, 12)
+    prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    folder = tmp_path / "artifact"
+    export(model, policy, SKIP, {PREFILL: prompt, DECODE: prompt}, folder)
+    tokens = Runner(folder).generate(prompt, NEW_TOKENS)
+    assert tokens.tolist() == gated(model, policy, SKIP, lambda: generated(model, prompt))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("target", [KEEP_ALL, SKIP])
-def test_the_demo_model_answers_questions_about_images_as_generate_does(target, tmp_path):
+def test_the_demo_model_answers_questions_about_images_as_generate_does(target, tmp_path) -> None:
     model, processor = load_model()
     policy = policy_for(model, 0.16)
     with_one = [q for q in heldout_questions(2) if len(q.images) == 1]
     example, other = encode(processor, with_one[0:4:3]), encode(processor, with_one[1:7:5])
-    export_components(model, policy, target, example).save(tmp_path)
+    folder = tmp_path / "artifact"
+    export(model, policy, target, {PREFILL: example, DECODE: example}, folder)
     end = processor.tokenizer.eos_token_id
-    tokens = Runner(tmp_path).generate(prompt_inputs(model, other), NEW_TOKENS, stop=[end])
+    tokens = Runner(folder).generate(prompt_inputs(model, other), NEW_TOKENS, stop=[end])
     options = {"pad_token_id": end, "eos_token_id": end}
     expected = gated(model, policy, target, lambda: generated(model, other, **options))
     assert tokens.tolist() == expected

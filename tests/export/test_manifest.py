@@ -11,7 +11,9 @@ def artifact(tmp_path):
     (tmp_path / "text.pt2").write_bytes(b"program")
     ids = Value(name="input_ids", dtype="int64", shape=["b", "s"])
     logits = Value(name="logits", dtype="float32", shape=["b", "s", 64])
-    component = Component(inputs=[ids], output=logits, layers=2, rewritten=2, max_error=1e-6)
+    component = Component(
+        inputs=[ids], outputs=[logits], layers=2, rewritten=2, max_error=1e-6, checked_in="torch"
+    )
     manifest = Manifest(
         format="pt2",
         model="demo",
@@ -19,7 +21,7 @@ def artifact(tmp_path):
         dtype="float32",
         target=0.5,
         policy_sha256="0" * 64,
-        instruction_set=None,
+        details={},
         versions=versions(),
         tolerance=1e-4,
         components={"text": component},

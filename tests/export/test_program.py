@@ -6,7 +6,13 @@ from torch.testing import assert_close
 
 from modes_fx import attach, detach
 from modes_fx.export import ExportError
-from modes_fx.export.program import EXPERTS, exportable_inputs, gated_program, gates
+from modes_fx.export.program import (
+    EXPERTS,
+    exportable_inputs,
+    gated_program,
+    gates,
+    keep_every_expert,
+)
 from tests.export.conftest import HALF, IMAGE, MORE_TEXT, TEXT
 from tests.tiny import chat, left_padded
 
@@ -19,7 +25,7 @@ def assert_equal_logits(got, expected, call) -> None:
 def assert_right(program, gated, target, *calls) -> None:
     module = program.program.module()
     for call in calls:
-        got = module(**exportable_inputs(gated.model, call))
+        (got,) = module(**exportable_inputs(gated.model, call))
         assert_equal_logits(got, gated.logits(call, target), call)
 
 
@@ -36,7 +42,8 @@ def test_with_thresholds_of_zero_it_is_the_model_and_the_model_is_left_as_it_was
     program = gated_program(gated.model, gated.policy, 0.0, inputs)
     assert_close(dict(gated.model.state_dict()), before, rtol=0, atol=0)
     assert_close(gated.model(**TEXT).logits, expected, rtol=0, atol=0)
-    assert_equal_logits(program.program.module()(**inputs), expected, TEXT)
+    (logits,) = program.program.module()(**inputs)
+    assert_equal_logits(logits, expected, TEXT)
 
 
 @pytest.mark.slow
@@ -47,8 +54,17 @@ def test_images_of_any_content_and_texts_of_any_length(gated) -> None:
     assert_right(program, gated, HALF, IMAGE, other)
 
 
+def test_keeping_every_expert_leaves_the_program_as_it_was(program, gated) -> None:
+    inputs = exportable_inputs(gated.model, TEXT)
+    (before,) = program.program.module()(**inputs)
+    (kept,) = keep_every_expert(program.program)(**inputs)
+    assert_equal_logits(kept, gated.model(**TEXT).logits, TEXT)
+    (after,) = program.program.module()(**inputs)
+    assert torch.equal(after, before)
+
+
 def test_no_original_expert_is_left(program, gated) -> None:
-    stacks = {name for name, value in gated.model.named_parameters() if value.dim() == 3}
+    stacks = {f"model.{name}" for name, value in gated.model.named_parameters() if value.dim() == 3}
     specs = program.program.graph_signature.input_specs
     inputs = {spec.arg.name for spec in specs if spec.target in stacks}
     nodes = [node for node in program.program.graph.nodes if node.name in inputs]

@@ -17,7 +17,7 @@ import sys
 import torch
 import modes_fx.ops
 program = torch.export.load(sys.argv[1]).module()
-torch.save(program(**torch.load(sys.argv[2])), sys.argv[3])
+torch.save(program(**torch.load(sys.argv[2]))[0], sys.argv[3])
 """
 
 
@@ -36,7 +36,9 @@ def test_it_says_what_it_holds(artifact) -> None:
     assert text.max_error <= manifest.tolerance == 1e-4
     batch, length = text.inputs[0].shape
     assert isinstance(batch, str)
-    assert text.output.shape == [batch, length, 64]
+    (logits,) = text.outputs
+    assert logits.shape == [batch, length, 64]
+    assert text.checked_in == "torch"
     assert sorted(manifest.files) == ["policy/modes_policy.json", "text.pt2"]
 
 
@@ -90,7 +92,7 @@ class FullDisk(Pt2):
 class WrongProgram(Pt2):
     def load(self, folder, component):
         right = super().load(folder, component)
-        return lambda inputs: right(inputs) * 1.001
+        return lambda inputs: [right(inputs)[0] * 1.001]
 
 
 @pytest.mark.parametrize(
@@ -104,12 +106,18 @@ def test_nothing_is_left_where_it_fails(
     gated, program, tmp_path, monkeypatch, broken, error, message
 ):
     monkeypatch.setattr(write_module, "gated_program", lambda *args, **options: program)
-    monkeypatch.setattr(write_module, "find_format", lambda name: broken)
     with pytest.raises(error, match=message):
-        export(gated.model, gated.policy, HALF, {"text": TEXT}, tmp_path / "out")
+        export(gated.model, gated.policy, HALF, {"text": TEXT}, tmp_path / "out", format=broken)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_format_is_refused(gated, tmp_path) -> None:
-    with pytest.raises(ExportError, match=r"no format 'tflite'; there are pt2, aoti"):
+    with pytest.raises(
+        ExportError, match=r"no format 'tflite'; there are pt2, aoti, onnx, tensorrt"
+    ):
         export(gated.model, gated.policy, HALF, {"text": TEXT}, tmp_path / "o", format="tflite")
+
+
+def test_an_unknown_component_is_refused(gated, tmp_path) -> None:
+    with pytest.raises(ExportError, match=r"no component 'audio'; there are text, image, prefill"):
+        export(gated.model, gated.policy, HALF, {"audio": TEXT}, tmp_path / "o")

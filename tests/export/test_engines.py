@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from modes_fx.export.engines import COMPUTE_CAPABILITIES, SizeRange, build_engines
 from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.model import save_onnx
-from modes_fx.export.tensorrt import COMPUTE_CAPABILITIES, SizeRange, build_engines
 from tests.bodies import random_params, swiglu
 
 HIDDEN, EXPERTS = 32, 4

@@ -1,13 +1,15 @@
-"""``h[mask] += v`` without a shape that depends on data."""
+"""``h[mask] = v`` and ``h[mask] += v`` without a shape that depends on data."""
 
+import pytest
 import torch
 from torch import nn
 from torch.export import Dim
 from torch.testing import assert_close
 
-from modes_fx.export.masked_add import spread_masked_adds
+from modes_fx.export.masked_rows import spread_masked_rows
 
-NONZERO = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default)
+aten = torch.ops.aten
+NONZERO = (aten.index.Tensor, aten.index_put.default, aten.masked_scatter.default)
 
 
 class Adds(nn.Module):
@@ -15,6 +17,19 @@ class Adds(nn.Module):
         h = h.clone()
         h[mask, :] = h[mask, :] + v
         return h * 2
+
+
+class Scatters(nn.Module):
+    def forward(self, h, mask, v):
+        return h.masked_scatter(mask[..., None].expand_as(h), v * 2)
+
+
+class ScattersParts(nn.Module):
+    """A near miss: the mask picks parts of rows."""
+
+    def forward(self, h, mask, v):
+        parts = (h > 0) & mask[..., None]
+        return h.masked_scatter(parts, v.repeat(2, 1))
 
 
 class Overwrites(nn.Module):
@@ -39,15 +54,17 @@ def export(module):
     return program.run_decompositions({})
 
 
-def test_rows_are_looked_up_and_added() -> None:
-    program = export(Adds())
-    assert spread_masked_adds(program) == 1
+@pytest.mark.parametrize("module", [Adds(), Scatters()], ids=["add", "scatter"])
+def test_rows_are_looked_up(module) -> None:
+    program = export(module)
+    assert spread_masked_rows(program) == 1
     assert not [node for node in program.graph.nodes if node.target in NONZERO]
     program.graph.lint()
     for batch, length in ((3, 5), (2, 9), (6, 2)):
         call = inputs(batch, length)
-        assert_close(program.module()(*call), Adds()(*call))
+        assert_close(program.module()(*call), module(*call))
 
 
-def test_what_only_overwrites_is_left_alone() -> None:
-    assert spread_masked_adds(export(Overwrites())) == 0
+@pytest.mark.parametrize("module", [Overwrites(), ScattersParts()], ids=["put", "parts"])
+def test_other_writes_are_left_alone(module) -> None:
+    assert spread_masked_rows(export(module)) == 0

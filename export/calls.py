@@ -1,0 +1,64 @@
+"""What programs are called with: the names of components and tensors, and what follows a call.
+
+``text`` and ``image`` are whole calls that give the logits of every token. ``prefill`` and
+``decode`` generate text: the prompt, images included, and one more token, with a cache that goes
+from program to program as plain tensors.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Inputs = Mapping[str, Tensor]
+
+TEXT, IMAGE, PREFILL, DECODE = "text", "image", "prefill", "decode"
+COMPONENTS = (TEXT, IMAGE, PREFILL, DECODE)
+"""All names of components."""
+
+PAST = "past_"
+"""What the names of a cache's tensors begin with: ``past_0_key``, ``past_0_value``, ..."""
+
+
+def is_cached(component: str) -> bool:
+    """Return whether a component returns a cache and the last token's logits alone."""
+    return component in (PREFILL, DECODE)
+
+
+def cache_inputs(cache: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Name the tensors of a cache as the inputs of the next call."""
+    kinds = ("key", "value")
+    return {f"{PAST}{i // 2}_{kinds[i % 2]}": value for i, value in enumerate(cache)}
+
+
+def output_names(count: int) -> tuple[str, ...]:
+    """Name what a program returns."""
+    kinds = ("key", "value")
+    return ("logits", *(f"present_{i // 2}_{kinds[i % 2]}" for i in range(count - 1)))
+
+
+def step_inputs(before: Inputs, token: Tensor, cache: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return what ``decode`` takes next.
+
+    Args:
+        before: the inputs of the call before.
+        token: ``[B, 1]``, what comes next.
+        cache: what the call before returned.
+    """
+    mask = torch.cat([before["attention_mask"], torch.ones_like(token)], dim=1)
+    positions = next_positions(before["position_ids"])
+    step = {"input_ids": token, "attention_mask": mask, "position_ids": positions}
+    return {**step, **cache_inputs(cache)}
+
+
+def text_positions(mask: Tensor) -> Tensor:
+    """Return ``[B, S]`` positions that count each prompt's own tokens from its mask ``[B, S]``."""
+    return (mask.cumsum(dim=1) - 1).clamp_min(0)
+
+
+def next_positions(positions: Tensor) -> Tensor:
+    """Return what follows positions ``[B, S]`` or ``[A, B, S]``: ``[B, 1]`` or ``[A, B, 1]``."""
+    last = positions.amax(dim=-1, keepdim=True)
+    if last.dim() == 3:
+        last = last.amax(dim=0, keepdim=True).repeat(len(positions), 1, 1)
+    return last + 1
