@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 TIMED := OMP_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 FOLDERS := passes calibration export bench
 
-.PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench docs \
+.PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench docs export-matrix \
 	line-coverage lint types clean compiler
 .DEFAULT_GOAL := help
 
@@ -51,6 +51,10 @@ demo: $(INSTALLED) compiler ## Calibrate, compile, evaluate and time the demo mo
 
 demo-model: $(INSTALLED) ## Train the demo model again (up to 90 minutes)
 	$(BIN)/python -m modes_fx.bench.demo_model.training --out bench/demo_model/checkpoint
+
+export-matrix: $(INSTALLED) compiler ## Export models of several types in every format, write docs/export-matrix.md (an hour)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,tensorrt]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m modes_fx.bench.export.matrix --out docs
 
 bench: $(INSTALLED) compiler ## Time layers and a model, write docs/performance/ (half an hour, 6 GB)
 	@mkdir -p docs/performance
