@@ -150,8 +150,8 @@ def render(cells: Sequence[Cell], formats: Sequence[str]) -> str:
         "thresholds that keep all and thresholds for 75 %, on the inputs that it was exported with "
         "and on others of new sizes; the artifact's size; the seconds to export and check it. "
         "`tensorrt` is what ONNX Runtime computes with the blocked form; engines were built for "
-        "compute capabilities 8.0, 8.6, 8.9 and 12.0 and have not been run. All models but `demo` are "
-        "tiny and random.",
+        "compute capabilities 8.0, 8.6, 8.9 and 12.0 and have not been run. All but `demo` are "
+        "tiny and random models.",
         "",
         f"| model | component | {' | '.join(formats)} |",
         f"|---|---|{'---|' * len(formats)}",
@@ -172,6 +172,8 @@ def render(cells: Sequence[Cell], formats: Sequence[str]) -> str:
 
 
 def _cell(cells: Sequence[Cell], reasons: list[str]) -> str:
+    if not cells:
+        return ""
     failed = next((cell for cell in cells if cell.error is None), None)
     if failed is not None:
         if failed.reason not in reasons:
