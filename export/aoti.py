@@ -2,8 +2,10 @@
 
 ``lib/`` holds the libraries of the ops and kernels; ``lib/load_order`` says in which order a
 program in C++ opens them (``dlopen`` with ``RTLD_GLOBAL``) before it loads the package.
+``native/run_package.cpp`` is such a program.
 """
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +22,11 @@ from modes_fx.kernels.cpu.build import BuildError
 from modes_fx.kernels.cpu.isa import detect_isa
 from modes_fx.kernels.cpu.plan import UnfusableError
 from modes_fx.kernels.epilogue import Body
+from modes_fx.policy_file import POLICY_FILE
 
 LIBRARIES, LOAD_ORDER = "lib", "load_order"
 INSTRUCTION_SET = "instruction set"
+IN_THE_LIBRARY = {"modes_fx::gate", "modes_fx::experts"}
 
 
 class Aoti:
@@ -38,7 +42,7 @@ class Aoti:
             ExportError: a kernel cannot be built, or the program is not for a CPU.
         """
         _ship_libraries(gated, folder / LIBRARIES)
-        metadata = {"modes_fx_instruction_set": detect_isa().name}
+        metadata = _metadata(gated, inputs, folder)
         with torch.inference_mode():
             aoti_compile_and_package(
                 gated.program,
@@ -57,6 +61,29 @@ class Aoti:
     def details(self) -> dict[str, str]:
         """Return what the package and its kernels are built for."""
         return {INSTRUCTION_SET: detect_isa().name}
+
+
+def _metadata(gated: GatedProgram, inputs: Inputs, folder: Path) -> dict[str, str]:
+    """Return what a package says of itself, to programs that read no manifest."""
+    policy = (folder / "policy" / POLICY_FILE).read_bytes()
+    return {
+        "modes_fx_instruction_set": detect_isa().name,
+        "modes_fx_policy_sha256": hashlib.sha256(policy).hexdigest(),
+        "modes_fx_target": str(gated.target),
+        "modes_fx_inputs": " ".join(inputs),
+        "modes_fx_outputs": " ".join(gated.outputs),
+        "modes_fx_ops_in_python": " ".join(_ops_in_python(gated)),
+    }
+
+
+def _ops_in_python(gated: GatedProgram) -> list[str]:
+    """Return the names of our ops that a program calls and ``library.cpp`` does not have."""
+    ops = {
+        node.target.name()
+        for node in gated.program.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "modes_fx"
+    }
+    return sorted(ops - IN_THE_LIBRARY)
 
 
 def load_libraries(folder: Path) -> None:

@@ -45,11 +45,13 @@ class GatedProgram:
             Batch, sequence and image size are dynamic, as far as the model's own code allows.
         layers: what became of each MoE layer.
         outputs: their names.
+        target: whose thresholds are inside.
     """
 
     program: ExportedProgram
     layers: list[LayerReport]
     outputs: tuple[str, ...]
+    target: float
 
 
 def gated_program(
@@ -83,7 +85,7 @@ def gated_program(
     layers = rewrite_program(program, _WRAPPED)
     check_layers(layers, allow_partial)
     returned = len(program.graph_signature.user_outputs)
-    return GatedProgram(program, layers, output_names(returned))
+    return GatedProgram(program, layers, output_names(returned), target)
 
 
 def exportable_inputs(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
