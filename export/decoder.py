@@ -93,7 +93,7 @@ def record_call(model: nn.Module, example: Mapping[str, Any]) -> Inputs:
         model: a transformers model, not attached.
         example: arguments of its forward.
     """
-    attach(model)
+    attach(model, None)
     try:
         with torch.no_grad(), quiet():
             return _recorded(model, _decoder(model), example)[0]

@@ -63,7 +63,7 @@ def export(
     if tolerance is None:
         raise ExportError(f"models in {model.dtype} cannot be exported: use float32 or bfloat16")
     with _new_folder(folder) as partial:
-        policy.save_pretrained(partial / "policy")
+        policy.save_pretrained(partial / "policy", card=False)
         components = {
             component: _component(
                 model, policy, target, given, partial, writer, component, tolerance, allow_partial
