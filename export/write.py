@@ -71,7 +71,7 @@ def export(
     if tolerance is None:
         raise ExportError(f"models in {model.dtype} cannot be exported: use float32 or bfloat16")
     with _new_folder(folder) as partial:
-        policy.save_pretrained(partial / "policy")
+        policy.save_pretrained(partial / "policy", card=False)
         parts = _Writer(model, policy, target, writer, partial, tolerance, allow_partial)
         components = {name: parts.write(name, prompt) for name, prompt in inputs.items()}
         files = digests(partial)

@@ -10,6 +10,7 @@ Both make torch capture compiled models anew.
 import warnings
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from modes_fx.modality import DEFAULT_MAX_TOKENS, ModalityBuffer, TokenIds
 from modes_fx.passes.loops.call import Loop
 from modes_fx.passes.loops.find import find_loops, owns_stack
 from modes_fx.policy import SkipPolicy
+from modes_fx.policy_stored import stored_policy
 from modes_fx.prepack import PackedLoop, find_packable, warn_unpacked
 from modes_fx.sources import find_decoder_layers, find_tower_layers
 
@@ -63,7 +65,7 @@ def _expert_modules(model: nn.Module, loops: Container[str]) -> dict[str, nn.Mod
 
 def attach(
     model: nn.Module,
-    policy: SkipPolicy | None = None,
+    policy: SkipPolicy | Literal["stored"] | None = "stored",
     *,
     target: float | None = None,
     count_pairs: bool = False,
@@ -76,8 +78,10 @@ def attach(
     Args:
         model: a transformers model or the compiled wrapper of one; changed in place, undone by
             :func:`detach`.
-        policy: the calibrated constants; None attaches thresholds that keep every expert.
-        target: a calibrated target of the policy; by default its smallest one.
+        policy: the calibrated constants; "stored": those that lie beside the model, where
+            ``policy.save_pretrained`` wrote them into its folder or ``push_to_hub`` into its
+            repository; every expert is kept where there are none, or with None.
+        target: a calibrated target of the policy; by default its smallest one. Needs a policy.
         count_pairs: add up how many pairs are kept (see :func:`pair_counts`); costs a little time.
         max_tokens: the most tokens (batch * sequence) of one call.
         strict: make it an error, not a warning, where a layer runs outside ``modes_backend``; the
@@ -90,7 +94,8 @@ def attach(
         ``model``.
 
     Raises:
-        PolicyError: the policy is for another model, or has no such target.
+        PolicyError: the policy is for another model, or has no such target; or a target is given
+            and no policy, and none is stored with the model.
         ValueError: the model is attached already, or has no module that owns experts.
         MatchError: under ``strict``, where a loop over experts cannot be rewritten.
     """
@@ -108,6 +113,8 @@ def attach(
         )
     if found.left:
         _tell_left(found.left, strict)
+    if policy == "stored":
+        policy = stored_policy(model, required=target is not None)
     if policy is not None:
         policy.check_model(model)
         if target is None:

@@ -109,7 +109,7 @@ def explain(model: nn.Module, **inputs: Any) -> ExplainReport:
     if temporary:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "of the model's loops over experts")
-            attach(model, count_pairs=True)
+            attach(model, None, count_pairs=True)
     try:
         return _explain(getattr(model, "_orig_mod", model), inputs, counted=temporary)
     finally:

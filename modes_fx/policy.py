@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, InstanceOf, ValidationError, model_valida
 
 from modes_fx.errors import PolicyError, listed
 from modes_fx.fingerprint import config_hash
+from modes_fx.policy_card import policy_card
 from modes_fx.policy_fields import (
     FROZEN,
     ByTarget,
@@ -26,6 +27,7 @@ from modes_fx.policy_file import (
     means_file,
     read_fields,
     upload_policy,
+    write_card,
     write_policy,
 )
 from modes_fx.policy_means import Means, scaled
@@ -227,16 +229,25 @@ class SkipPolicy(BaseModel):
                 f"of it, or calibrate a policy for this one with modes_fx.calibrate"
             )
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, directory: str | os.PathLike[str], *, card: bool = True) -> Path:
         """Writes ``modes_policy.json`` into a folder, all of it or nothing, and returns its path.
 
         Means go into a safetensors file beside it. The folder is made if there is none; an
-        existing policy is replaced.
+        existing policy is replaced. In the folder of its model, ``modes_fx.attach(model)`` finds
+        it.
+
+        Args:
+            directory: The folder.
+            card: Whether a ``README.md`` that describes the policy is written as well; one that
+                is not of a policy is left as it is.
 
         Raises:
             PolicyError: The policy was made without the means that it names.
         """
-        return write_policy(directory, self._files())
+        path = write_policy(directory, self._files())
+        if card:
+            write_card(directory, policy_card(self, "path/to/this/folder"))
+        return path
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], revision: str | None = None) -> Self:
@@ -265,10 +276,19 @@ class SkipPolicy(BaseModel):
     ) -> str:
         """Uploads what ``save_pretrained`` writes to a hub repository, made if needed.
 
+        Args:
+            repo_id: Of the repository: one of its own, or that of its model.
+            private: Whether a repository that is made is private; None: as the account has it.
+            token: Of the account; None: the one that is logged in.
+
         Returns:
             The repository's URL.
         """
-        return upload_policy(repo_id, self._files(), private=private, token=token)
+
+        def card(full_id: str) -> str:
+            return policy_card(self, full_id)
+
+        return upload_policy(repo_id, self._files(), card, private=private, token=token)
 
     def _files(self) -> dict[str, bytes]:
         """The content of the policy's files by name, the one that names others last."""

@@ -7,18 +7,33 @@ replaced always holds the file that its policy names.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 
 from modes_fx.errors import PolicyError, listed
 
 POLICY_FILE = "modes_policy.json"
+CARD_FILE = "README.md"
+CARD_MARKER = "<!-- Written by modes-fx. Without this line it is yours and is not replaced. -->"
 MEANS_FILES = "modes_means-*.safetensors"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class NoPolicyError(PolicyError):
+    """A folder or a hub repository is there, and holds no policy."""
+
+
+class UnreachableHubError(PolicyError):
+    """A hub repository is not there, may not be read, or cannot be reached."""
+
+
+def is_hub_id(name: str) -> bool:
+    """Tells whether a name has the form of a hub repository's id, "namespace/name"."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def locate_policy(source: str | os.PathLike[str], revision: str | None = None) -> Path:
@@ -29,24 +44,31 @@ def locate_policy(source: str | os.PathLike[str], revision: str | None = None) -
         revision: The branch, tag or commit in the hub repository.
 
     Raises:
-        PolicyError: There is none, or the hub cannot be reached.
+        NoPolicyError: The folder or the repository holds none.
+        UnreachableHubError: The hub cannot be reached, or has no such repository.
+        PolicyError: There is no such folder.
     """
     folder = Path(source)
     if folder.is_dir():
         path = folder / POLICY_FILE
         if not path.is_file():
-            raise PolicyError(f"the folder {str(folder)!r} holds no {POLICY_FILE}")
+            raise NoPolicyError(f"the folder {str(folder)!r} holds no {POLICY_FILE}")
         return path
-    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+    if not isinstance(source, str) or not is_hub_id(source):
         raise PolicyError(
             f"there is no folder {str(folder)!r} (nor is that the id of a hub repository, "
             f'"namespace/name")'
         )
     try:
         return Path(hf_hub_download(source, POLICY_FILE, revision=revision))
+    except RemoteEntryNotFoundError as error:
+        raise NoPolicyError(
+            f"there is no folder {source!r}, and the hub repository of that name holds no "
+            f"{POLICY_FILE}"
+        ) from error
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise PolicyError(
+        raise UnreachableHubError(
             f"there is no folder {source!r}, and {POLICY_FILE} could not be fetched from the hub "
             f"repository of that name: {reason}"
         ) from error
@@ -111,28 +133,61 @@ def write_policy(directory: str | os.PathLike[str], files: Mapping[str, bytes]) 
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        partial = folder / f".{name}.{os.getpid()}"
-        try:
-            partial.write_bytes(content)
-            partial.replace(folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(folder / name, content)
     for old in folder.glob(MEANS_FILES):
         if old.name not in files:
             old.unlink()
     return folder / POLICY_FILE
 
 
+def write_card(directory: str | os.PathLike[str], card: str) -> None:
+    """Writes a policy's card into its folder, unless a card lies there that is not ours."""
+    path = Path(directory) / CARD_FILE
+    if not path.exists() or CARD_MARKER in path.read_text(encoding="utf-8", errors="replace"):
+        write_whole(path, card.encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file, all of it or nothing."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def upload_policy(
-    repo_id: str, files: Mapping[str, bytes], *, private: bool | None, token: str | None
+    repo_id: str,
+    files: Mapping[str, bytes],
+    card: Callable[[str], str],
+    *,
+    private: bool | None,
+    token: str | None,
 ) -> str:
     """Uploads a policy's files in one commit to a hub repository, made if there is none.
+
+    Args:
+        repo_id: Of the repository, with or without a namespace.
+        files: Content by name, the policy file last.
+        card: Writes the card for a full repository id; it replaces no card that is not ours.
+        private: Whether a repository that is made is private; None: as the account has it.
+        token: Of the account; None: the one that is logged in.
 
     Returns:
         The repository's URL.
     """
     api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    if _card_is_ours(api, repo.repo_id):
+        files = {CARD_FILE: card(repo.repo_id).encode(), **files}
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
     api.create_commit(repo.repo_id, operations, commit_message="Upload a MoDES-FX policy")
     return str(repo)
+
+
+def _card_is_ours(api: HfApi, repo_id: str) -> bool:
+    if not api.file_exists(repo_id, CARD_FILE):
+        return True
+    path = Path(api.hf_hub_download(repo_id, CARD_FILE))
+    return CARD_MARKER in path.read_text(encoding="utf-8", errors="replace")

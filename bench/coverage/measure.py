@@ -65,7 +65,7 @@ class Comparison:
         with torch.no_grad():
             self.model(**self.inputs.prefill)  # transformers installs its own hooks in a first call
         try:
-            attach(self.model, count_pairs=True)
+            attach(self.model, None, count_pairs=True)
             self.attached = True
         except ValueError as error:
             self.record.reasons = dict.fromkeys(self.record.layers, str(error))

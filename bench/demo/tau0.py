@@ -37,7 +37,7 @@ def check_tau0(
     Raises:
         MatchError: an MoE layer could not be rewritten.
     """
-    modes_fx.attach(copy)
+    modes_fx.attach(copy, None)
     # Every input has its own shape; with symbolic ones capturing would take several times as long.
     copy.compile(
         backend=modes_backend, options={"compiler": "eager", "strict": True}, dynamic=False

@@ -1,7 +1,7 @@
 """A small trained multimodal mixture-of-experts model, the questions it answers and its recipe."""
 
 from modes_fx.bench.demo_model.chat import encode, encode_with_answers, question_messages
-from modes_fx.bench.demo_model.model import load_model
+from modes_fx.bench.demo_model.model import CHECKPOINT, load_model
 from modes_fx.bench.demo_model.questions import (
     IMAGE_KINDS,
     TEXT_KINDS,
@@ -11,6 +11,7 @@ from modes_fx.bench.demo_model.questions import (
 )
 
 __all__ = [
+    "CHECKPOINT",
     "IMAGE_KINDS",
     "TEXT_KINDS",
     "Question",

@@ -18,6 +18,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from modes_fx.bench.demo_model.digits import IMAGE_SIDE
 
+CHECKPOINT = str(Path(__file__).with_name("checkpoint"))
+"""The folder of the trained model that is shipped in this package."""
 PATCH_SIDE = 16
 MERGE_SIDE = 2
 IMAGE_TOKENS = (IMAGE_SIDE // (PATCH_SIDE * MERGE_SIDE)) ** 2

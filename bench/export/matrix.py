@@ -84,8 +84,7 @@ def subject(name: str) -> Subject:
         components = COMPONENTS if images else (TEXT, PREFILL, DECODE)
         given = {one: _tiny_calls(model, images and one != TEXT) for one in components}
     preset = preset_policy(model, targets=[SKIP])
-    keep: dict[str, float] = dict.fromkeys(next(iter(preset.tau.values())), 0.0)
-    tau = {KEEP_ALL: keep, **preset.tau}
+    tau = {KEEP_ALL: dict.fromkeys(preset.tau[SKIP], 0.0), **preset.tau}
     alpha = {path: preset.alpha[path] for path in find_expert_modules(model)}
     return Subject(model, SkipPolicy(alpha, tau, model_id=name), given)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from modes_fx.bench.layer import onnx_runtime, open_vino, ours
+from modes_fx.bench.layer import int8, onnx_runtime, open_vino, ours
 from modes_fx.bench.layer.calls import Call
 from modes_fx.bench.layer.weights import Layer, Layout, NotAvailableError, Runner
 
@@ -19,9 +19,14 @@ Skipping = Literal["none", "zeroed", "gated"]
 """What becomes of skipped pairs: there is no way to skip (timed at skip 0 only), they are computed
 with a weight of zero (timed where something is skipped), or they are left out."""
 
-OURS = "ours"
+OURS, OURS_INT8 = "ours", "ours_int8"
 COPIED_AT_MOST = 2 * 10**9
 """Bytes of weights that batched_mm may copy in one call: it takes every pair's own."""
+
+
+def as_it_is(layer: Layer) -> Layer:
+    """Return the layer: what an implementation computes that changes no weights."""
+    return layer
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class Implementation:
         skipping: what it does with skipped pairs.
         layouts: of the weights that it can be given.
         left_out: says why it is not timed at a number of tokens, or None where it is.
-        optional: whether it belongs to another library; such are timed only when named.
+        optional: whether it needs another library; such are timed only when named.
+        truth: the layer whose outputs are the right ones; of another where weights are changed.
+        weight_bytes: of a weight, where that is not the dtype's.
     """
 
     name: str
@@ -46,6 +53,8 @@ class Implementation:
     layouts: Sequence[Layout] = ("default",)
     left_out: Callable[[Layer, int], str | None] = lambda layer, tokens: None
     optional: bool = False
+    truth: Callable[[Layer], Layer] = as_it_is
+    weight_bytes: int | None = None
 
     def runs_at(self, skip: float) -> bool:
         """Return whether there is something of its own to time at a skip ratio."""
@@ -114,6 +123,15 @@ for _implementation in (
         ours.prepare,
         "gated",
         layouts=("default", "prepacked"),
+    ),
+    Implementation(
+        OURS_INT8,
+        "as ours, with the experts' weights quantised to int8",
+        int8.prepare,
+        "gated",
+        optional=True,
+        truth=int8.dequantised,
+        weight_bytes=int8.BYTES_OF_A_WEIGHT,
     ),
     Implementation("hf_eager", "transformers, loop over experts", _hf_eager, "none"),
     Implementation("hf_grouped", "transformers, grouped_mm", _hf_grouped, "none"),

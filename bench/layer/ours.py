@@ -21,7 +21,7 @@ class Lifted(NamedTuple):
     """What the experts of a module compute.
 
     Attributes:
-        names: of its parameters, in the order in which the body numbers them.
+        names: of its parameters and buffers, in the order in which the body numbers them.
         body: the JSON of the body.
     """
 
@@ -38,7 +38,7 @@ def prepare(layer: Layer, layout: Layout) -> Runner:
     """
     lifted = lift(layer)
     stacks = [
-        _laid_out(layout, lifted.body, [module.get_parameter(name) for name in lifted.names])
+        _laid_out(layout, lifted.body, [_tensors_of(module)[name] for name in lifted.names])
         for module in layer.copies
     ]
 
@@ -111,7 +111,11 @@ def lift(layer: Layer) -> Lifted:
 
 
 def _name_of(param: Tensor, module: nn.Module) -> str:
-    return next(name for name, own in module.named_parameters() if own is param)
+    return next(name for name, own in _tensors_of(module).items() if own is param)
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _laid_out(layout: Layout, body: str, params: list[Tensor]) -> tuple[Sequence[Tensor], str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from modes_fx.bench.layer import ours
 from modes_fx.bench.layer.calls import Call, Cycle, make_cycle
 from modes_fx.bench.layer.ceilings import Ceiling
-from modes_fx.bench.layer.implementations import OURS, Implementation
+from modes_fx.bench.layer.implementations import OURS, OURS_INT8, Implementation
 from modes_fx.bench.layer.oracle import TOLERANCE, expected, largest_error
 from modes_fx.bench.layer.report import TRANSFORMERS, LayerRow, SizeSection
 from modes_fx.bench.layer.weights import Layer, Layout, Runner
@@ -82,12 +82,14 @@ class Size:
             for skip in skips
         }
         self._runners: dict[Entry, Runner] = {}
+        self._implementations: dict[str, Implementation] = {}
         self.left_out: list[str] = []
         self._position = count()
         for implementation, layout, run in prepared:
             if reason := implementation.left_out(layer, tokens):
                 self.left_out.append(f"{implementation.name}, {tokens} tokens: {reason}")
                 continue
+            self._implementations[implementation.name] = implementation
             for skip in filter(implementation.runs_at, skips):
                 self._runners[Entry(implementation.name, layout, skip)] = run
 
@@ -122,13 +124,15 @@ class Size:
         ]
 
     def _errors(self) -> dict[Entry, float]:
-        truth = {
-            skip: expected(self._layer, cycle.calls[0]) for skip, cycle in self._cycles.items()
-        }
-        return {
-            entry: largest_error(run(self._cycles[entry.skip].calls[0]), truth[entry.skip])
-            for entry, run in self._runners.items()
-        }
+        first = {skip: cycle.calls[0] for skip, cycle in self._cycles.items()}
+        errors = {}
+        for truth in dict.fromkeys(one.truth for one in self._implementations.values()):
+            layer = truth(self._layer)
+            right = {skip: expected(layer, call) for skip, call in first.items()}
+            for entry, run in self._runners.items():
+                if self._implementations[entry.impl].truth is truth:
+                    errors[entry] = largest_error(run(first[entry.skip]), right[entry.skip])
+        return {entry: errors[entry] for entry in self._runners}
 
     def _time(self, gemm: Ceiling, reader: Ceiling, rounds: int) -> Samples:
         calls = {GEMM: gemm.run, READ: reader.run}
@@ -158,7 +162,8 @@ class Size:
         shape, dtype, cycle = self._layer.shape, self._layer.dtype, self._cycles[entry.skip]
         clock, own = clock_for(threads), samples[str(entry)]
         seconds = median(own, clock)
-        work = work_of(shape, self._tokens, cycle.kept, cycle.hit, dtype)
+        weight_bytes = self._implementations[entry.impl].weight_bytes
+        work = work_of(shape, self._tokens, cycle.kept, cycle.hit, dtype, weight_bytes)
         gflops, gbps = work.flops / seconds / 1e9, work.bytes / seconds / 1e9
         floor = work.floor(section.gemm_gflops * 1e9, section.read_gbps * 1e9)
         speedups = {}
@@ -167,7 +172,7 @@ class Size:
             speedups = {
                 impl: ratio(samples[name], own, clock)
                 for impl, name in dense.items()
-                if name in right and impl not in (entry.impl, OURS)
+                if name in right and impl not in (entry.impl, OURS, OURS_INT8)
             }
         routing = median(samples[_routing(entry.skip)], clock) if entry.impl == OURS else None
         return LayerRow(

@@ -30,7 +30,14 @@ class Work:
         return max(self.flops / flops_per_second, self.bytes / bytes_per_second)
 
 
-def work_of(shape: LayerShape, tokens: int, kept: float, hit: float, dtype: torch.dtype) -> Work:
+def work_of(
+    shape: LayerShape,
+    tokens: int,
+    kept: float,
+    hit: float,
+    dtype: torch.dtype,
+    weight_bytes: int | None = None,
+) -> Work:
     """Count the work of a call.
 
     Args:
@@ -39,10 +46,8 @@ def work_of(shape: LayerShape, tokens: int, kept: float, hit: float, dtype: torc
         kept: how many pairs are computed.
         hit: how many experts they are of.
         dtype: of weights and tokens.
+        weight_bytes: of a weight, where that is not the dtype's.
     """
-    weights = hit * shape.expert_parameters
-    activations = 2 * tokens * shape.hidden
-    return Work(
-        flops=2 * kept * shape.expert_parameters,
-        bytes=(weights + activations) * dtype.itemsize,
-    )
+    weights = hit * shape.expert_parameters * (weight_bytes or dtype.itemsize)
+    activations = 2 * tokens * shape.hidden * dtype.itemsize
+    return Work(flops=2 * kept * shape.expert_parameters, bytes=weights + activations)

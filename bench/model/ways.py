@@ -142,7 +142,7 @@ def our_way(layout: Layout, model: PreTrainedModel, prompt: Prompt, compiler: Co
     """
     prepack = layout == "prepacked"
     session = Session(model if prepack else share_weights(model), prompt)
-    modes_fx.attach(session.model, prepack=prepack)
+    modes_fx.attach(session.model, None, prepack=prepack)
     _compile(session.model, backend=modes_backend, options={"strict": True, "compiler": compiler})
     return Way(OURS, session, layout=layout, ours=True)
 

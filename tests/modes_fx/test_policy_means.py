@@ -31,10 +31,10 @@ def test_a_policy_with_means_survives_being_saved(tmp_path) -> None:
 
 def test_a_policy_replaced_leaves_one_file_of_means(tmp_path) -> None:
     for table in (TABLE, TABLE + 1):
-        make_policy(Means({0.5: {LAYER: table}})).save_pretrained(tmp_path)
+        make_policy(Means({0.5: {LAYER: table}})).save_pretrained(tmp_path, card=False)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
     assert torch.equal(SkipPolicy.from_pretrained(tmp_path).means.at(0.5)[LAYER], TABLE + 1)
-    SkipPolicy(alpha={LAYER: {}}, tau={}).save_pretrained(tmp_path)
+    SkipPolicy(alpha={LAYER: {}}, tau={}).save_pretrained(tmp_path, card=False)
     assert [path.name for path in tmp_path.iterdir()] == ["modes_policy.json"]
 
 

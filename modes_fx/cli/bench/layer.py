@@ -32,6 +32,10 @@ def layer(
             "which are the default, and where they are installed openvino and onnxruntime."
         ),
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Also with the experts quantised to int8 (needs torchao)."),
+    ] = False,
     layout: Annotated[list[LayoutName], typer.Option(help="Of our weights.")] = LAYOUTS,
     rounds: Annotated[int, typer.Option(min=3, help="How often everything is timed.")] = 9,
     cache_mib: Annotated[
@@ -56,6 +60,7 @@ def layer(
     import torch
 
     from modes_fx.bench.layer import DEFAULT_BASELINES, LayerPlan, bench_layer
+    from modes_fx.bench.layer.implementations import OURS_INT8
     from modes_fx.bench.layer.render import print_bench, to_markdown
     from modes_fx.bench.shapes import find_shape
 
@@ -66,7 +71,10 @@ def layer(
         skips=skip,
         dtype=getattr(torch, dtype.of_torch),
         threads=threads,
-        baselines=DEFAULT_BASELINES if baselines is None else baselines,
+        baselines=[
+            *([OURS_INT8] if int8 else []),
+            *(DEFAULT_BASELINES if baselines is None else baselines),
+        ],
         layouts=[one.value for one in layout],
         rounds=rounds,
         cache=cache_bytes(cache_mib),

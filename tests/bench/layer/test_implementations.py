@@ -45,5 +45,7 @@ def test_other_libraries_are_timed_only_when_named():
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(ValueError, match="no implementation fastest; there are ours, hf_eager"):
+    with pytest.raises(
+        ValueError, match="no implementation fastest; there are ours, ours_int8, hf_eager"
+    ):
         find_implementations(["ours", "fastest"])
