@@ -69,7 +69,7 @@ def expected_passes(options: CalibrationOptions, layers: int, modalities: int, t
     """Return about how many passes the steps after alpha take."""
     searched = {
         "places": 16 if modalities > 1 else 4,
-        "bounded": 2 * options.size // 5 + 2,
+        "bounded": options.size // 2,
         "sweep": 3 * options.size // 2,
         "brute_force": options.size**2,
     }[options.search]

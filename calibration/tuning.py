@@ -13,7 +13,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from modes_fx.calibration.bounded import Bounded, bounded_search
+from modes_fx.calibration.bounded import Bounded, allowance, bounded_search
 from modes_fx.calibration.curves import quantile_curves, release_curves
 from modes_fx.calibration.evaluator import Evaluator
 from modes_fx.calibration.fractions import Fractions, Shifted
@@ -179,16 +179,18 @@ class Tuner:
             return search_frontier(plane, targets, tolerance=tolerance, on_progress=on_progress), {}
         grid = Grid(self.options.size, plane.at)
         found, bounded = {}, {}
-        for number, target in enumerate(sorted(set(targets)), start=1):
+        ordered = sorted(set(targets))
+        for number, target in enumerate(ordered, start=1):
             require_reachable(target, grid.at((grid.size - 1, grid.size - 1)).skip_ratio)
             if search == "bounded":
-                bounded[target] = bounded_search(grid, target, most=2 * grid.size // 5)
+                most = allowance(grid, ordered[:number])
+                bounded[target] = bounded_search(grid, target, most)
                 cell = bounded[target].cell
             else:
                 cell = (frontier_sweep if search == "sweep" else brute_force)(grid, target)
             assert cell is not None
             found[target] = settle(plane, target, grid.place(cell), tolerance)
-            on_progress(number / len(targets))
+            on_progress(number / len(ordered))
         plane.warn_falls()
         return Frontier(found, evaluated(plane)), bounded
 
