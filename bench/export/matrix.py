@@ -32,7 +32,7 @@ DEMO = "demo"
 MODELS = (DEMO, "qwen3_vl_moe", "internvl+qwen3_moe", "gpt_oss", "deepseek_v3")
 KEEP_ALL, SKIP = 0.0, 0.75
 QUICK = ("pt2", "onnx")
-"""Formats that are written in seconds, and so with both; thresholds are constants in all of them."""
+"""Formats that are written in seconds, and so with both: they differ in constants alone."""
 _OF_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 Call = dict[str, Tensor]

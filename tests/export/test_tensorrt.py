@@ -1,0 +1,40 @@
+"""The sizes that engines are built for, and what an artifact of them holds."""
+
+import pytest
+
+from modes_fx.export import export
+from modes_fx.export.engines import SizeRange
+from modes_fx.export.errors import ExportError
+from modes_fx.export.formats import find_format
+from modes_fx.export.program import exportable_inputs
+from tests.export.conftest import HALF, TEXT
+
+pytest.importorskip("onnxruntime")
+
+
+def test_batch_and_length_may_grow(gated, program) -> None:
+    from modes_fx.export.tensorrt import TensorRt
+
+    inputs = exportable_inputs(gated.model, TEXT)
+    sizes = TensorRt(largest_batch=4, largest_length=100)._sizes(program, inputs)
+    batch, length = inputs["input_ids"].shape
+    expected = [SizeRange(1, batch, 4), SizeRange(1, length, 100)]
+    assert sizes["input_ids"] == sizes["attention_mask"] == expected
+    assert sizes["position_ids"] == [3, *expected]
+
+
+def test_other_formats_build_no_engines() -> None:
+    with pytest.raises(ExportError, match="pt2 has no option compute_capabilities"):
+        find_format("pt2", compute_capabilities=["8.9"])
+
+
+@pytest.mark.slow
+def test_an_artifact_holds_an_engine_for_each_capability(gated, tmp_path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    folder = tmp_path / "artifact"
+    writer = find_format("tensorrt", compute_capabilities=["8.6", "12.0"])
+    manifest = export(gated.model, gated.policy, HALF, {"text": TEXT}, folder, format=writer)
+    assert {"text.sm86.engine", "text.sm120.engine", "text.onnx"} <= manifest.files.keys()
+    assert manifest.details["compute capabilities"] == "8.6, 12.0"
+    assert "have not been run" in manifest.components["text"].checked_in
+    assert manifest.components["text"].time_ratio is None
