@@ -11,9 +11,9 @@ export CXX
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TIMED := OMP_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
-FOLDERS := passes calibration export bench
+FOLDERS := passes calibration evaluation export bench
 
-.PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench docs export-matrix \
+.PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench docs export-matrix eval-demo \
 	line-coverage lint types clean compiler
 .DEFAULT_GOAL := help
 
@@ -51,6 +51,11 @@ demo: $(INSTALLED) compiler ## Calibrate, compile, evaluate and time the demo mo
 
 demo-model: $(INSTALLED) ## Train the demo model again (up to 90 minutes)
 	$(BIN)/python -m modes_fx.bench.demo_model.training --out bench/demo_model/checkpoint
+
+eval-demo: $(INSTALLED) ## Score the demo model with lmms-eval, and compare with its own scores (minutes)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --requirement requirements-eval.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --no-deps lmms-eval
+	OMP_NUM_THREADS=1 $(BIN)/python -m modes_fx.bench.evaluation
 
 export-matrix: $(INSTALLED) compiler ## Export models of several types in every format, write docs/export-matrix.md (an hour)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,tensorrt]'

@@ -6,6 +6,7 @@ FOLDERS = {
     "modes_fx": "modes_fx",
     "modes_fx.passes": "passes",
     "modes_fx.calibration": "calibration",
+    "modes_fx.evaluation": "evaluation",
     "modes_fx.export": "export",
     "modes_fx.bench": "bench",
 }

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel, ProcessorMixin
 
-from modes_fx.bench.demo.confidence import paired_difference
+from modes_fx.evaluation.confidence import paired_difference
 from modes_fx.bench.demo_model import (
     calibration_questions,
     heldout_questions,

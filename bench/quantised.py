@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from modes_fx import SkipPolicy
 from modes_fx.attach import find_expert_modules
-from modes_fx.bench.demo.confidence import paired_difference
+from modes_fx.evaluation.confidence import paired_difference
 from modes_fx.bench.demo_model import (
     calibration_questions,
     encode,

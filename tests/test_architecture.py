@@ -13,6 +13,7 @@ FOLDERS = {
     "modes_fx": "modes_fx",
     "passes": "modes_fx.passes",
     "calibration": "modes_fx.calibration",
+    "evaluation": "modes_fx.evaluation",
     "export": "modes_fx.export",
     "bench": "modes_fx.bench",
 }
@@ -48,6 +49,7 @@ LAYERS = {
     "modes_fx.graph_inputs": 4,
     "modes_fx.explain": 4,
     "modes_fx.calibration": 5,
+    "modes_fx.evaluation": 5,
     "modes_fx.export": 5,
     "modes_fx": 6,
     "modes_fx.__main__": 6,

@@ -6,6 +6,7 @@ from modes_fx.cli.bench import bench
 from modes_fx.cli.calibrate import calibrate
 from modes_fx.cli.demo import demo
 from modes_fx.cli.errors import ReportingGroup
+from modes_fx.cli.eval import evaluate
 from modes_fx.cli.explain import explain
 from modes_fx.cli.export import export, verify
 from modes_fx.cli.tune import tune
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command()(calibrate)
 app.command()(demo)
+app.command("eval")(evaluate)
 app.command()(explain)
 app.command()(export)
 app.command()(verify)

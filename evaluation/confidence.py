@@ -18,25 +18,25 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 
 
 def paired_difference(
-    right: ArrayLike, other: ArrayLike, *, resamples: int = 10_000, seed: int = 0
+    scores: ArrayLike, other: ArrayLike, *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """Return the difference of two accuracies on the same questions, and its interval at 95 %.
+    """Return the difference of two mean scores on the same questions, and its interval at 95 %.
 
     Questions are drawn anew with replacement, the same ones for both, so what the two have in
     common does not widen the interval.
 
     Args:
-        right: bool [N], the questions that one method answered right.
+        scores: numbers or bool [N], of each question by one method.
         other: likewise of the method that is subtracted.
         resamples: how many sets of questions are drawn.
         seed: of the drawing.
     """
-    difference = np.asarray(right, dtype=float) - np.asarray(other, dtype=float)
-    wins, losses = float((difference > 0).mean()), float((difference < 0).mean())
+    difference = np.asarray(scores, dtype=float) - np.asarray(other, dtype=float)
+    values, counts = np.unique(difference, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(
-        len(difference), [wins, losses, 1 - wins - losses], size=resamples
+        len(difference), counts / len(difference), size=resamples
     )
-    means = (drawn[:, 0] - drawn[:, 1]) / len(difference)
+    means = drawn @ values / len(difference)
     tail = (1 - LEVEL) / 2
     lower, upper = np.quantile(means, [tail, 1 - tail])
     return float(difference.mean()), (float(lower), float(upper))

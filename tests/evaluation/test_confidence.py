@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modes_fx.bench.demo.confidence import paired_difference, wilson_interval
+from modes_fx.evaluation.confidence import paired_difference, wilson_interval
 
 
 def test_wilsons_interval_is_the_published_one():
