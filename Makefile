@@ -13,8 +13,8 @@ INSTALLED := $(VENV)/.installed
 TIMED := OMP_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 FOLDERS := passes calibration evaluation export bench
 
-.PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench docs export-matrix eval-demo \
-	line-coverage lint types clean compiler
+.PHONY: help venv test test-slow coverage kernels-report gpu-check demo demo-model bench \
+	bench-history docs export-matrix eval-demo line-coverage lint types clean compiler
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -69,6 +69,9 @@ bench: $(INSTALLED) compiler ## Time layers and a model, write docs/performance/
 	done
 	$(TIMED) $(BIN)/modes-fx bench model \
 		--json docs/performance/model.json --markdown docs/performance/model.md
+
+bench-history: $(INSTALLED) compiler ## Time one layer and append a line to docs/performance/history.jsonl
+	$(TIMED) $(BIN)/python -m modes_fx.bench.history --out docs/performance/history.jsonl
 
 lint: $(INSTALLED) types ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ as it is; experts are quantised afterwards, and every cell runs through the comp
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +43,9 @@ def measure_quantised(
     policy: Annotated[Path, typer.Option(help="Calibrated for the demo model, by modes-fx demo.")],
     out: Annotated[Path, typer.Option(help="Folder for quantised.json and quantised_table.md.")],
     per_kind: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 50,
+    bits: Annotated[
+        list[str] | None, typer.Option(help="Of the experts: 16, 8, 4, mixed. Default: all.")
+    ] = None,
 ) -> None:
     """Measure every cell and write the table."""
     torch.set_num_threads(1)
@@ -55,11 +58,15 @@ def measure_quantised(
         (out / "quantised_table.md").write_text(render(found))
         console.print(f"{len(found['rows'])} rows of {out / 'quantised_table.md'} are written")
 
-    compare_bits(SkipPolicy.from_pretrained(policy), per_kind, load_model, write)
+    compare_bits(SkipPolicy.from_pretrained(policy), per_kind, load_model, write, bits or BITS)
 
 
 def compare_bits(
-    policy: SkipPolicy, per_kind: int, load: Load, write: Callable[[dict[str, Any]], None]
+    policy: SkipPolicy,
+    per_kind: int,
+    load: Load,
+    write: Callable[[dict[str, Any]], None],
+    of_bits: Sequence[str] = BITS,
 ) -> dict[str, Any]:
     """Measure every target of a policy, and skipping nothing, with experts of every number of bits.
 
@@ -68,13 +75,19 @@ def compare_bits(
         per_kind: held-out questions of each kind.
         load: makes a fresh copy of the model, with its processor.
         write: called with what there is whenever experts of some bits are done.
+        of_bits: some of ``BITS``, the 16 that changes are relative to first.
 
     Returns:
         JSON-ready: ``questions`` and ``rows``, one for each cell.
 
     Raises:
+        ValueError: other bits, or 16 is not the first.
         MatchError: an MoE layer could not be rewritten.
     """
+    if unknown := set(of_bits) - set(BITS):
+        raise ValueError(f"experts have {', '.join(BITS)} bits, not {', '.join(sorted(unknown))}")
+    if of_bits[0] != BITS[0]:
+        raise ValueError(f"changes are relative to {BITS[0]} bits: name them first")
     model, processor = load()
     questions = heldout_questions(per_kind)
     chats = [question_messages(question, with_answer=True) for question in questions]
@@ -82,7 +95,7 @@ def compare_bits(
     choices = count_choices(model, processor)
     rows: list[dict[str, Any]] = []
     full: Tensor | None = None
-    for bits in BITS:
+    for bits in of_bits:
         model, _ = load()
         size = _quantise(model, bits, choices)
         for target, measured in _measure(model, reference, policy).items():

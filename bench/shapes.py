@@ -6,7 +6,7 @@ runs; only the weights are random. The sizes are those of the checkpoints' ``con
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -50,6 +50,14 @@ class LayerShape:
     def expert_parameters(self) -> int:
         """How many weights one expert's matrices hold; biases are not counted."""
         return MATRICES * self.hidden * self.width
+
+    def with_experts(self, experts: int) -> "LayerShape":
+        """Return the same layer with another number of experts."""
+        fields = {
+            name: experts if name.endswith("experts") else value
+            for name, value in self.fields.items()
+        }
+        return replace(self, experts=experts, fields=fields)
 
     def without_weights(self) -> nn.Module:
         """Build the experts module on the meta device."""

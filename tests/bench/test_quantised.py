@@ -35,6 +35,14 @@ def test_every_choice_is_counted() -> None:
     assert all(len(count) == model.config.text_config.num_experts for count in counts.values())
 
 
+@pytest.mark.parametrize(
+    ("bits", "reason"), [(["16", "2"], "not 2"), (["8"], "name them first")], ids=str
+)
+def test_bits_that_cannot_be_compared_are_refused(bits, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        compare_bits(None, 1, lambda: pytest.fail("loaded"), lambda found: None, bits)
+
+
 @pytest.mark.slow
 def test_int8_changes_little_and_four_bits_more(tmp_path: Path) -> None:
     pytest.importorskip("torchao")

@@ -38,3 +38,9 @@ def test_weights_are_random_by_seed_and_keep_the_scale():
 def test_an_unknown_shape_lists_those_there_are():
     with pytest.raises(ValueError, match=r"no shape 'huge'; there are qwen3-vl-30b-a3b, kimi"):
         find_shape("huge")
+
+
+@pytest.mark.parametrize("name", ["tiny", "kimi-vl-a3b", "gpt-oss-20b"])
+def test_the_number_of_experts_can_be_another(name):
+    module = find_shape(name).with_experts(6).without_weights()
+    assert {len(stack) for stack in module.parameters()} == {6}

@@ -7,6 +7,7 @@ from modes_fx.cli.bench.gpu import gpu
 from modes_fx.cli.bench.layer import layer
 from modes_fx.cli.bench.model import model
 from modes_fx.cli.bench.options import ListingCommand
+from modes_fx.cli.bench.scaling import scaling
 
 bench = typer.Typer(
     help="Time one layer, a whole model or its generation, against other ways to run them.",
@@ -16,6 +17,7 @@ bench = typer.Typer(
 bench.command(cls=ListingCommand)(layer)
 bench.command(cls=ListingCommand)(model)
 bench.command(cls=ListingCommand)(end_to_end)
+bench.command(cls=ListingCommand)(scaling)
 bench.command(cls=ListingCommand)(gpu)
 
 __all__ = ["bench"]
