@@ -9,13 +9,14 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 
 from modes_fx.export.calls import Inputs
 from modes_fx.export.errors import ExportError
-from modes_fx.export.program import GatedProgram, gates
+from modes_fx.export.program import GatedProgram, gates, keeping_every_expert
 from modes_fx.export.pt2 import Program
 from modes_fx.kernels.cpu import kernel_libraries, load_shared
 from modes_fx.kernels.cpu.build import BuildError
@@ -34,33 +35,41 @@ class Aoti:
 
     name = "aoti"
     runs_in = "AOTInductor"
+    tunable = True
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
-        """Compile one component for this processor.
+        """Compile one component for this processor, or for this GPU where the model is on one.
 
         Raises:
-            ExportError: a kernel cannot be built, or the program is not for a CPU.
+            ExportError: a kernel cannot be built, or the program is for another device.
         """
         _ship_libraries(gated, folder / LIBRARIES)
-        metadata = _metadata(gated, inputs, folder)
-        with torch.inference_mode():
-            aoti_compile_and_package(
-                gated.program,
-                package_path=str(folder / f"{component}.aoti.pt2"),
-                inductor_configs={"aot_inductor.metadata": metadata},
-            )
+        _compile(gated, folder / f"{component}.aoti.pt2", _metadata(gated, inputs, folder))
 
     def load(self, folder: Path, component: str) -> Program:
         """Load one component and the kernels it calls."""
         load_libraries(folder / LIBRARIES)
         return Program(aoti_load_package(str(folder / f"{component}.aoti.pt2")))
 
-    def keeping(self, gated: GatedProgram, folder: Path, component: str) -> None:
-        """Thresholds are constants of the compiled code: one that keeps all is not at hand."""
+    def keeping(self, gated: GatedProgram, folder: Path, component: str) -> Program:
+        """Return one component with every expert kept: compiled anew, as thresholds are in code."""
+        with TemporaryDirectory() as unpacked, keeping_every_expert(gated.program):
+            package = Path(unpacked) / f"{component}.aoti.pt2"
+            _compile(gated, package, {})
+            return Program(aoti_load_package(str(package)))
 
     def details(self) -> dict[str, str]:
         """Return what the package and its kernels are built for."""
         return {INSTRUCTION_SET: detect_isa().name}
+
+
+def _compile(gated: GatedProgram, package: Path, metadata: Mapping[str, str]) -> None:
+    with torch.inference_mode():
+        aoti_compile_and_package(
+            gated.program,
+            package_path=str(package),
+            inductor_configs={"aot_inductor.metadata": metadata},
+        )
 
 
 def _metadata(gated: GatedProgram, inputs: Inputs, folder: Path) -> dict[str, str]:
@@ -77,13 +86,26 @@ def _metadata(gated: GatedProgram, inputs: Inputs, folder: Path) -> dict[str, st
 
 
 def _ops_in_python(gated: GatedProgram) -> list[str]:
-    """Return the names of our ops that a program calls and ``library.cpp`` does not have."""
+    """Return the names of our ops that a program calls and the libraries it ships do not have."""
     ops = {
         node.target.name()
         for node in gated.program.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "modes_fx"
     }
-    return sorted(ops - IN_THE_LIBRARY)
+    return sorted(ops - IN_THE_LIBRARY if _on_cpu(gated) else ops)
+
+
+def _on_cpu(gated: GatedProgram) -> bool:
+    """Return whether a program is for CPUs; for CUDA its kernels are Triton's, called by Python.
+
+    Raises:
+        ExportError: it is for neither.
+    """
+    logits = next(iter(gated.program.graph.output_node().args[0]))
+    device = logits.meta["val"].device
+    if device.type not in ("cpu", "cuda"):
+        raise ExportError(f"packages are for CPUs and CUDA, and the model is on {device}")
+    return bool(device.type == "cpu")
 
 
 def load_libraries(folder: Path) -> None:
@@ -97,7 +119,7 @@ def _ship_libraries(gated: GatedProgram, folder: Path) -> None:
     order = folder / LOAD_ORDER
     folder.mkdir(exist_ok=True)
     names = order.read_text(encoding="utf-8").split() if order.exists() else []
-    for body, dtype in _kernels(gated).items():
+    for body, dtype in _kernels(gated).items() if _on_cpu(gated) else ():
         try:
             libraries = kernel_libraries(Body.from_json(body), dtype, detect_isa())
         except (BuildError, UnfusableError) as error:
@@ -115,7 +137,5 @@ def _kernels(gated: GatedProgram) -> Mapping[str, str]:
     for node in gates(gated.program):
         x, body = node.args[0], str(node.args[4])
         value = x.meta["val"]  # type: ignore[union-attr]
-        if value.device.type != "cpu":
-            raise ExportError(f"packages are compiled for CPUs, and the model is on {value.device}")
         found[body] = str(value.dtype).removeprefix("torch.")
     return found

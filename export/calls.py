@@ -16,6 +16,9 @@ TEXT, IMAGE, PREFILL, DECODE = "text", "image", "prefill", "decode"
 COMPONENTS = (TEXT, IMAGE, PREFILL, DECODE)
 """All names of components."""
 
+THETA = "theta"
+"""The name of the thresholds, where they are an input."""
+
 PAST = "past_"
 """What the names of a cache's tensors begin with: ``past_0_key``, ``past_0_value``, ..."""
 
@@ -48,7 +51,8 @@ def step_inputs(before: Inputs, token: Tensor, cache: Sequence[Tensor]) -> dict[
     mask = torch.cat([before["attention_mask"], torch.ones_like(token)], dim=1)
     positions = next_positions(before["position_ids"])
     step = {"input_ids": token, "attention_mask": mask, "position_ids": positions}
-    return {**step, **cache_inputs(cache)}
+    tuned = {THETA: before[THETA]} if THETA in before else {}
+    return {**step, **cache_inputs(cache), **tuned}
 
 
 def text_positions(mask: Tensor) -> Tensor:

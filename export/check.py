@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from modes_fx.export.calls import Inputs, is_cached
+from modes_fx.export.calls import THETA, Inputs, is_cached
 from modes_fx.export.components import component_inputs
 from modes_fx.export.errors import ExportError
 from modes_fx.export.formats import find_format
 from modes_fx.export.manifest import Manifest
-from modes_fx.export.oracle import gated_outputs, largest_error
+from modes_fx.export.oracle import artifact_error
+from modes_fx.export.theta import thresholds
 from modes_fx.fingerprint import config_hash
 from modes_fx.policy import SkipPolicy
 
@@ -21,12 +22,14 @@ class Check(NamedTuple):
 
     Attributes:
         component: of the artifact.
+        target: of the policy: the one it was exported for, or each where it takes thresholds.
         shapes: of its inputs, by name.
         error: the largest difference from the model, as a share of the output's largest value.
         agrees: whether that is within the artifact's tolerance.
     """
 
     component: str
+    target: float
     shapes: dict[str, list[int]]
     error: float
     agrees: bool
@@ -43,7 +46,7 @@ def verify(
         inputs: prompts of each component, as the processor returns them.
 
     Returns:
-        One check for each call.
+        One check for each call and target.
 
     Raises:
         ExportError: a file of the artifact was changed, or it is of another model, or it cannot be
@@ -55,7 +58,7 @@ def verify(
     policy = SkipPolicy.from_pretrained(folder / "policy")
     writer = find_format(manifest.format)
     checks = []
-    for component in manifest.components:
+    for component, written in manifest.components.items():
         try:
             loaded = writer.load(folder, component)
         except (OSError, RuntimeError) as error:
@@ -68,8 +71,10 @@ def verify(
         cached = is_cached(component)
         for given in inputs[component]:
             taken = component_inputs(model, component, given)
-            expected = gated_outputs(model, policy, manifest.target, taken, cached=cached)
-            off = largest_error(loaded(taken), expected, taken.get("attention_mask"))
-            shapes = {name: list(value.shape) for name, value in taken.items()}
-            checks.append(Check(component, shapes, off, off <= manifest.tolerance))
+            for target in policy.targets if written.theta_layers else [manifest.target]:
+                if written.theta_layers:
+                    taken[THETA] = thresholds(policy, target).to(taken["input_ids"].device)
+                off = artifact_error(loaded, model, policy, target, taken, cached=cached)
+                shapes = {name: list(value.shape) for name, value in taken.items()}
+                checks.append(Check(component, target, shapes, off, off <= manifest.tolerance))
     return checks

@@ -23,10 +23,12 @@ class Format(Protocol):
     Attributes:
         name: in ``FORMATS``.
         runs_in: what runs its components when they are checked.
+        tunable: whether thresholds can be inputs.
     """
 
     name: str
     runs_in: str
+    tunable: bool
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
         """Write one component into an artifact's folder; ``policy/`` is there already."""

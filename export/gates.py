@@ -5,13 +5,13 @@ computed in the graph, because nothing runs before it.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
@@ -21,6 +21,7 @@ import modes_fx.hooks as h
 from modes_fx.attach import attach, attached, detach, is_attached
 from modes_fx.export.calls import Inputs
 from modes_fx.export.errors import ExportError
+from modes_fx.export.theta import row_names
 from modes_fx.modality import DeviceCodes, ModalityBuffer, TokenIds, modality_codes
 from modes_fx.passes.pipeline import rewrite_graph
 from modes_fx.passes.report import LayerReport
@@ -28,7 +29,11 @@ from modes_fx.policy import SkipPolicy
 
 
 class CodesInGraph(ModalityBuffer):
-    """Stands in for the modality buffer while a model is captured."""
+    """Stands in for the modality buffer while a model is captured.
+
+    Attributes:
+        layers: that are attached, by path.
+    """
 
     def __init__(self, token_ids: TokenIds) -> None:
         """Hold no codes yet.
@@ -37,6 +42,7 @@ class CodesInGraph(ModalityBuffer):
             token_ids: what tells a token's modality.
         """
         super().__init__((), 0)
+        self.layers: Mapping[str, nn.Module] = {}
         self._token_ids = token_ids
         self._codes: DeviceCodes | None = None
 
@@ -83,6 +89,7 @@ def gates_in_graph(
             raise ExportError("models with an encoder and a decoder cannot be exported yet")
         special = policy.special_token_ids if policy.special_tokens == "keep" else ()
         codes = CodesInGraph(TokenIds.from_config(model.config, special))
+        codes.layers = attachment.layers
         for layer in attachment.layers.values():
             gate: h.GateOptions = getattr(layer, h.GATE)
             if gate.modality is attachment.modality:
@@ -125,13 +132,16 @@ def capturing(model: PreTrainedModel, inputs: Inputs, component: str = "") -> It
         ) from error
 
 
-def rewrite_program(program: ExportedProgram, prefix: str = "") -> list[LayerReport]:
+def rewrite_program(
+    program: ExportedProgram, prefix: str = "", rows: Sequence[str] = ()
+) -> list[LayerReport]:
     """Rewrite the regions of a program by the passes of the backend.
 
     Args:
         program: decomposed into functional operators, of a model in :func:`gates_in_graph`;
             changed in place.
         prefix: what stands in front of the model's own names in it.
+        rows: the path of the layer of each row of its input ``theta``, where it has one.
 
     Returns:
         What became of each MoE layer.
@@ -153,6 +163,7 @@ def rewrite_program(program: ExportedProgram, prefix: str = "") -> list[LayerRep
         values[node] = value
         names[node] = f"{owner}.theta" if last == h.THETA else f"{owner}.{last}"
         node.meta["tensor_dict"] = {"_dynamo_static_input_type": "guarded"}
+    names.update(row_names(program, rows))
     layers = rewrite_graph(module, values, names)
     _describe_new_nodes(module.graph)
     program.validate()

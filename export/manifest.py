@@ -38,6 +38,7 @@ class Component(BaseModel):
             when it was exported.
         checked_in: what ran it then.
         time_ratio: time at the target over time with every expert kept, where it was measured.
+        theta_layers: where thresholds are an input, the layer of each row of ``theta``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +50,7 @@ class Component(BaseModel):
     max_error: float
     checked_in: str
     time_ratio: float | None = None
+    theta_layers: list[str] = []
 
     @property
     def saves_compute(self) -> bool | None:
@@ -64,6 +66,7 @@ class Manifest(BaseModel):
         model: its name or folder, for ``verify``.
         model_config_hash: ``modes_fx.fingerprint.config_hash`` of it.
         dtype: of its weights.
+        device: it was exported for: cpu or cuda.
         target: the skip ratio whose thresholds are inside.
         policy_sha256: of ``policy/modes_policy.json``.
         details: of the format, such as the instruction set or the opset, by name.
@@ -81,6 +84,7 @@ class Manifest(BaseModel):
     model: str
     model_config_hash: str
     dtype: str
+    device: str = "cpu"
     target: float
     policy_sha256: str
     details: dict[str, str]

@@ -8,15 +8,24 @@ from transformers import PreTrainedModel
 
 from modes_fx.attach import attach, detach
 from modes_fx.backend import modes_backend
-from modes_fx.export.calls import Inputs
+from modes_fx.export.calls import THETA, Inputs
+from modes_fx.export.formats import Loaded
 from modes_fx.export.program import call_model
+from modes_fx.export.theta import thresholds
 from modes_fx.policy import SkipPolicy
 
 
 def gated_outputs(
-    model: PreTrainedModel, policy: SkipPolicy, target: float, inputs: Inputs, *, cached: bool
+    model: PreTrainedModel,
+    policy: SkipPolicy,
+    target: float | None,
+    inputs: Inputs,
+    *,
+    cached: bool,
 ) -> list[Tensor]:
     """Return what a model that skips by a policy gives: logits and, if ``cached``, its cache.
+
+    With the target None it keeps every expert.
 
     It runs through the backend without inductor: every region is compared there with the model's
     own experts, with the weights of skipped pairs set to zero, before it is used.
@@ -24,13 +33,45 @@ def gated_outputs(
     Raises:
         MatchError: a layer cannot be rewritten.
     """
-    attach(model, policy, target=target)
+    attach(model, None if target is None else policy, target=target)
     try:
         compiled = torch.compile(model, backend=modes_backend, options={"compiler": "eager"})
         with torch.inference_mode():
             return call_model(model, inputs, cached, compiled)
     finally:
         detach(model)
+
+
+def with_thresholds(
+    loaded: Loaded, policy: SkipPolicy, target: float | None, inputs: Inputs
+) -> list[Tensor]:
+    """Call a component that takes thresholds with those of a target; None keeps every expert."""
+    theta = thresholds(policy, target).to(inputs["input_ids"].device)
+    return loaded({**inputs, THETA: theta})
+
+
+def artifact_error(
+    loaded: Loaded,
+    model: PreTrainedModel,
+    policy: SkipPolicy,
+    target: float,
+    inputs: Inputs,
+    *,
+    cached: bool,
+) -> float:
+    """Return how far a component is from its model; see :func:`largest_error`.
+
+    One that takes thresholds is compared with every expert kept as well, so that an artifact in
+    which they have no effect is noticed.
+    """
+    mask = inputs.get("attention_mask")
+    given = {name: value for name, value in inputs.items() if name != THETA}
+    expected = gated_outputs(model, policy, target, given, cached=cached)
+    error = largest_error(loaded(inputs), expected, mask)
+    if THETA not in inputs:
+        return error
+    whole = gated_outputs(model, policy, None, given, cached=cached)
+    return max(error, largest_error(with_thresholds(loaded, policy, None, inputs), whole, mask))
 
 
 def largest_error(

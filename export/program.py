@@ -4,7 +4,8 @@ torch.export captures the model, with the repairs that transformers has for its 
 passes are those of the backend.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter, Signature
 from typing import Any
@@ -18,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.exporters.exporter_dynamo import apply_patches
 
 import modes_fx.hooks as h
-from modes_fx.export.calls import PAST, Inputs, output_names
+from modes_fx.export.calls import PAST, THETA, Inputs, output_names
 from modes_fx.export.errors import ExportError
 from modes_fx.export.gates import (
     CodesInGraph,
@@ -27,6 +28,7 @@ from modes_fx.export.gates import (
     gates_in_graph,
     rewrite_program,
 )
+from modes_fx.export.theta import check_tunable, read_rows
 from modes_fx.passes.report import LayerReport
 from modes_fx.policy import SkipPolicy
 
@@ -70,7 +72,8 @@ def gated_program(
         policy: for this model.
         target: one of its targets.
         inputs: one call's tensors, of at least two samples and tokens: sizes of 1 become fixed.
-            Tensors whose names begin with ``past_`` are a cache, keys and values in turn.
+            Tensors whose names begin with ``past_`` are a cache, keys and values in turn. With
+            ``theta``, see ``modes_fx.export.thresholds``, the thresholds are an input.
         cached: whether the program returns the logits ``[B, 1, V]`` of the last token and a cache,
             instead of the logits ``[B, S, V]`` of all.
         allow_partial: whether layers that cannot be rewritten may stay as they are.
@@ -78,11 +81,14 @@ def gated_program(
     Raises:
         PolicyError: the policy is for another model, or has no such target.
         ExportError: the model is attached, cannot be captured, or has layers that are not
-            rewritten.
+            rewritten; or its thresholds cannot be an input.
     """
+    rows = list(policy.alpha) if THETA in inputs else []
+    if rows:
+        check_tunable(policy)
     with gates_in_graph(model, policy, target) as codes:
-        program = _capture(_Call(model, cached, codes, inputs), inputs)
-    layers = rewrite_program(program, _WRAPPED)
+        program = _capture(_Call(model, cached, codes, inputs, rows), inputs)
+    layers = rewrite_program(program, _WRAPPED, rows)
     check_layers(layers, allow_partial)
     returned = len(program.graph_signature.user_outputs)
     return GatedProgram(program, layers, output_names(returned), target)
@@ -155,29 +161,43 @@ def gates(program: ExportedProgram) -> list[Node]:
     return [node for node in program.graph.nodes if node.target is EXPERTS]
 
 
-def keep_every_expert(program: ExportedProgram) -> torch.nn.Module:
-    """Return a program that can be called, with thresholds that skip nothing but padding."""
-    module = program.module()
-    for owner in module.modules():
-        if h.THETA in owner._buffers:
-            # Not in place: the program keeps its thresholds.
-            owner.register_buffer(h.THETA, h.keep_all_theta())
-    return module
+@contextmanager
+def keeping_every_expert(program: ExportedProgram) -> Iterator[None]:
+    """Have a program hold thresholds that skip nothing but padding, for as long as this lasts."""
+    own = {
+        name: value
+        for name, value in program.constants.items()
+        if name.rpartition(".")[2] == h.THETA
+    }
+    program.constants.update(
+        {name: h.keep_all_theta().to(value.device) for name, value in own.items()}
+    )
+    try:
+        yield
+    finally:
+        program.constants.update(own)
 
 
 class _Call(nn.Module):
     """A call of a model that takes tensors by name and returns tensors."""
 
     def __init__(
-        self, model: PreTrainedModel, cached: bool, codes: CodesInGraph, names: Iterable[str]
+        self,
+        model: PreTrainedModel,
+        cached: bool,
+        codes: CodesInGraph,
+        names: Iterable[str],
+        rows: Sequence[str],
     ) -> None:
         super().__init__()
         self.model = model
 
         def forward(**inputs: Tensor) -> list[Tensor]:
             codes.compute(inputs["input_ids"], inputs.get("attention_mask"))
-            # Not by a call: the model's own hooks read the modality where no graph can hold them.
-            return call_model(model, inputs, cached, model.forward)
+            theta = inputs.pop(THETA, torch.empty(0))
+            with read_rows(codes.layers, rows, theta):
+                # Not by a call: the model's own hooks read the modality where no graph can hold it.
+                return call_model(model, inputs, cached, model.forward)
 
         # torch.export looks sizes up by the names of parameters.
         parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
@@ -204,7 +224,9 @@ def _export(call: _Call, inputs: Inputs, *, image_sizes: bool) -> ExportedProgra
 
 def _dynamic(name: str, value: Tensor, image_sizes: bool) -> Mapping[int, Any]:
     """Return the axes of an input that may have other sizes in another call."""
-    if name.startswith(PAST):
+    if name == THETA:
+        axes = []
+    elif name.startswith(PAST):
         axes = [0, value.dim() - 2]
     elif name in _OF_TOKENS:
         axes = [0, 1]

@@ -9,7 +9,7 @@ from torch import Tensor
 from modes_fx import mean_ops as mean_ops  # registers ops that programs call
 from modes_fx import ops as ops
 from modes_fx.export.calls import Inputs
-from modes_fx.export.program import GatedProgram, keep_every_expert
+from modes_fx.export.program import GatedProgram, keeping_every_expert
 from modes_fx.policy_file import POLICY_FILE
 
 
@@ -22,6 +22,7 @@ class Pt2:
 
     name = "pt2"
     runs_in = "torch"
+    tunable = True
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
         """Write one component."""
@@ -35,7 +36,8 @@ class Pt2:
 
     def keeping(self, gated: GatedProgram, folder: Path, component: str) -> "Program":
         """Return one component with every expert kept."""
-        return Program(keep_every_expert(gated.program))
+        with keeping_every_expert(gated.program):
+            return Program(gated.program.module())
 
     def details(self) -> dict[str, str]:
         """Kernels are built when they are first run: there is nothing to say of the machine."""

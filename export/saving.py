@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from modes_fx.export.calls import Inputs
+from modes_fx.export.calls import THETA, Inputs
 from modes_fx.export.formats import Loaded
 from modes_fx.export.program import GatedProgram
 
@@ -42,11 +42,14 @@ def _repeated(gated: GatedProgram, inputs: Inputs) -> Iterator[tuple[str, Tensor
     placeholders = (node for node in gated.program.graph.nodes if node.op == "placeholder")
     shapes = {node.name: getattr(node.meta["val"], "shape", ()) for node in placeholders}
     # As text: two symbols count as equal where they are so in the call that was captured.
-    sizes = {name: [str(size) for size in shapes[name]] for name in inputs}
+    sizes = {name: [str(size) for size in shapes[name]] for name in inputs if name != THETA}
     batch = sizes["input_ids"][0]
     repeats = max(1, TOKENS // inputs["input_ids"].numel())
     if batch.isdigit() or not all(batch in shape for shape in sizes.values()):
         repeats = 1
     for name, value in inputs.items():
+        if name == THETA:
+            yield name, value
+            continue
         dim = sizes[name].index(batch) if repeats > 1 else 0
         yield name, torch.cat([value] * repeats, dim=dim)

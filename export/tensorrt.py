@@ -33,6 +33,7 @@ class TensorRt(Onnx):
 
     name = "tensorrt"
     runs_in = "ONNX Runtime; the engines were built and have not been run"
+    tunable = False
     form: Form = "blocked"
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:

@@ -1,5 +1,6 @@
 """Write an artifact: programs of a model with a policy inside, verified, all of it or nothing."""
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,14 +12,15 @@ import torch
 from torch.fx import Node
 from transformers import PreTrainedModel
 
-from modes_fx.export.calls import COMPONENTS, Inputs, is_cached
+from modes_fx.export.calls import COMPONENTS, THETA, Inputs, is_cached
 from modes_fx.export.components import component_inputs
 from modes_fx.export.errors import ExportError
 from modes_fx.export.formats import Format, find_format
 from modes_fx.export.manifest import Component, Manifest, Value, digests, versions
-from modes_fx.export.oracle import gated_outputs, largest_error
+from modes_fx.export.oracle import artifact_error, with_thresholds
 from modes_fx.export.program import GatedProgram, gated_program
 from modes_fx.export.saving import time_ratio
+from modes_fx.export.theta import thresholds
 from modes_fx.fingerprint import config_hash
 from modes_fx.policy import SkipPolicy
 from modes_fx.policy_file import POLICY_FILE
@@ -37,6 +39,7 @@ def export(
     format: str | Format = "pt2",
     name: str = "",
     allow_partial: bool = False,
+    thresholds_as_inputs: bool = False,
 ) -> Manifest:
     """Export a model with a policy's thresholds inside, and compare the artifact with the model.
 
@@ -51,6 +54,9 @@ def export(
         format: a name of ``modes_fx.export.formats.FORMATS``, or a format with options of its own.
         name: where the model can be loaded from, for ``verify``.
         allow_partial: whether layers that cannot be rewritten may compute every expert.
+        thresholds_as_inputs: whether every call takes them as ``theta``, as
+            ``modes_fx.export.thresholds`` returns them for each target of the policy; for the
+            formats pt2 and aoti.
 
     Returns:
         The manifest, which is in the folder as well.
@@ -66,13 +72,16 @@ def export(
         raise ExportError(
             f"there is no component {unknown[0]!r}; there are {', '.join(COMPONENTS)}"
         )
+    if thresholds_as_inputs and not writer.tunable:
+        raise ExportError(f"thresholds are constants in the format {writer.name}: use pt2 or aoti")
     policy.check_model(model)
     tolerance = TOLERANCE.get(model.dtype)
     if tolerance is None:
         raise ExportError(f"models in {model.dtype} cannot be exported: use float32 or bfloat16")
     with _new_folder(folder) as partial:
         policy.save_pretrained(partial / "policy", card=False)
-        parts = _Writer(model, policy, target, writer, partial, tolerance, allow_partial)
+        options = (tolerance, allow_partial, thresholds_as_inputs)
+        parts = _Writer(model, policy, target, writer, partial, *options)
         components = {name: parts.write(name, prompt) for name, prompt in inputs.items()}
         files = digests(partial)
         manifest = Manifest(
@@ -80,6 +89,7 @@ def export(
             model=name or str(model.config.name_or_path),
             model_config_hash=config_hash(model.config),
             dtype=str(model.dtype).removeprefix("torch."),
+            device=model.device.type,
             target=target,
             policy_sha256=files[f"policy/{POLICY_FILE}"],
             details=writer.details(),
@@ -103,6 +113,7 @@ class _Writer:
     folder: Path
     tolerance: float
     allow_partial: bool
+    tunable: bool
 
     def write(self, component: str, prompt: Inputs) -> Component:
         """Write a component and compare it with the model.
@@ -112,6 +123,8 @@ class _Writer:
         """
         cached = is_cached(component)
         inputs = component_inputs(self.model, component, prompt)
+        if self.tunable:
+            inputs[THETA] = thresholds(self.policy, self.target).to(inputs["input_ids"].device)
         try:
             gated = gated_program(
                 self.model,
@@ -125,14 +138,17 @@ class _Writer:
         except ExportError as reason:
             raise ExportError(f"{component}: {reason}") from reason
         loaded = self.format.load(self.folder, component)
-        expected = gated_outputs(self.model, self.policy, self.target, inputs, cached=cached)
-        error = largest_error(loaded(inputs), expected, inputs.get("attention_mask"))
+        error = artifact_error(loaded, self.model, self.policy, self.target, inputs, cached=cached)
         if not error <= self.tolerance:
             raise ExportError(
                 f"{component}: the artifact's outputs differ from the model's by {error:.2g} of "
                 f"the largest value, more than {self.tolerance:g}. Please report the model's type"
             )
-        keeping = self.format.keeping(gated, self.folder, component)
+        keeping = (
+            functools.partial(with_thresholds, loaded, self.policy, None)
+            if self.tunable
+            else self.format.keeping(gated, self.folder, component)
+        )
         taken, returned = _signature(gated, inputs)
         return Component(
             inputs=taken,
@@ -141,7 +157,8 @@ class _Writer:
             rewritten=sum(layer.status == "rewritten" for layer in gated.layers),
             max_error=error,
             checked_in=self.format.runs_in,
-            time_ratio=keeping and time_ratio(loaded, keeping, gated, inputs),
+            time_ratio=None if keeping is None else time_ratio(loaded, keeping, gated, inputs),
+            theta_layers=list(self.policy.alpha) if self.tunable else [],
         )
 
 

@@ -29,6 +29,7 @@ class Onnx:
 
     name = "onnx"
     runs_in = "ONNX Runtime"
+    tunable = False
     form: Form = "unrolled"
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:

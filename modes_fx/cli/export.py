@@ -9,7 +9,7 @@ from rich.table import Table
 
 from modes_fx.cli.errors import FAILED_CHECK
 from modes_fx.cli.models import load_named_model
-from modes_fx.cli.probes import calls
+from modes_fx.cli.probes import calls, check_device, on_device
 from modes_fx.cli.quiet import quiet_libraries
 
 MODEL_HELP = 'A local folder, the id of a hub repository, or "demo" for the shipped model.'
@@ -37,6 +37,9 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="Of the weights: float32 or bfloat16; as stored by default.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="To export for: cpu, or for pt2 and aoti cuda.")
+    ] = "cpu",
     compute_capability: Annotated[
         list[str] | None, typer.Option(help="For tensorrt: of the GPUs; by default four.")
     ] = None,
@@ -45,6 +48,10 @@ def export(
         typer.Option(
             "--allow-partial", help="Also where MoE layers stay that compute every expert."
         ),
+    ] = False,
+    tunable: Annotated[
+        bool,
+        typer.Option("--tunable", help="Take thresholds as an input, theta; for pt2 and aoti."),
     ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the model code of the repository.")
@@ -63,11 +70,16 @@ def export(
 
     quiet_libraries()
     writer = find_format(format, compute_capabilities=compute_capability or ())
+    check_device(device)
     with Console(stderr=True).status("loading the model") as status:
         loaded, processor = load_named_model(model, trust_remote_code=trust_remote_code)
         if dtype is not None:
             loaded = loaded.to(getattr(torch, dtype))
-        inputs = {name: some[0] for name, some in calls(loaded, processor, components).items()}
+        inputs = {
+            name: on_device(some[0], device)
+            for name, some in calls(loaded, processor, components).items()
+        }
+        loaded = loaded.to(device)
         status.update("exporting, which takes a minute or more for each component")
         manifest = export_model(
             loaded,
@@ -78,6 +90,7 @@ def export(
             format=writer,
             name=model,
             allow_partial=allow_partial,
+            thresholds_as_inputs=tunable,
         )
     if as_json:
         typer.echo(manifest.model_dump_json(indent=2))
@@ -119,20 +132,28 @@ def verify(
 
     quiet_libraries()
     manifest = Manifest.load(folder)
+    check_device(manifest.device)
     with Console(stderr=True).status("loading the model"):
         name = model or manifest.model
         loaded, processor = load_named_model(name, trust_remote_code=trust_remote_code)
         loaded = loaded.to(getattr(torch, manifest.dtype))
-        inputs = calls(loaded, processor, list(manifest.components))
-        checks = verify_artifact(folder, loaded, {k: some[1:] for k, some in inputs.items()})
+        inputs = {
+            name: [on_device(call, manifest.device) for call in some[1:]]
+            for name, some in calls(loaded, processor, list(manifest.components)).items()
+        }
+        checks = verify_artifact(folder, loaded.to(manifest.device), inputs)
     if as_json:
         typer.echo(json.dumps([check._asdict() for check in checks], indent=2))
     else:
-        table = Table("component", "input_ids", "error", "agrees")
+        table = Table("component", "target", "input_ids", "error", "agrees")
         for check in checks:
             shape = " x ".join(map(str, check.shapes["input_ids"]))
             table.add_row(
-                check.component, shape, f"{check.error:.1e}", "yes" if check.agrees else "NO"
+                check.component,
+                f"{check.target:g}",
+                shape,
+                f"{check.error:.1e}",
+                "yes" if check.agrees else "NO",
             )
         Console().print(table)
     if not all(check.agrees for check in checks):

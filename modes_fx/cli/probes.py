@@ -42,6 +42,26 @@ def calls(
     return {name: _calls(model, processor, takes_images and name != TEXT) for name in chosen}
 
 
+def check_device(device: str) -> None:
+    """Check that tensors can be put on a device.
+
+    Raises:
+        ValueError: its name is not known, or there is none here.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"there is no device {device!r}; there are cpu and cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"the device is cuda, and torch {torch.__version__} finds no GPU: run on a machine "
+            "with one, with a build of torch for CUDA"
+        )
+
+
+def on_device(call: Call, device: str) -> Call:
+    """Return a call's tensors on a device."""
+    return {name: value.to(device) for name, value in call.items()}
+
+
 def _calls(model: PreTrainedModel, processor: Any, images: bool) -> list[Call]:
     if processor is None:
         vocabulary = model.config.get_text_config().vocab_size

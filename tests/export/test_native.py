@@ -14,7 +14,7 @@ from modes_fx.export.aoti import LOAD_ORDER
 from modes_fx.export.program import exportable_inputs
 from tests.export.conftest import HALF, MORE_TEXT, TEXT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 

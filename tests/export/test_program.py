@@ -11,7 +11,7 @@ from modes_fx.export.program import (
     exportable_inputs,
     gated_program,
     gates,
-    keep_every_expert,
+    keeping_every_expert,
 )
 from tests.export.conftest import HALF, IMAGE, MORE_TEXT, TEXT
 from tests.tiny import chat, left_padded
@@ -57,7 +57,8 @@ def test_images_of_any_content_and_texts_of_any_length(gated) -> None:
 def test_keeping_every_expert_leaves_the_program_as_it_was(program, gated) -> None:
     inputs = exportable_inputs(gated.model, TEXT)
     (before,) = program.program.module()(**inputs)
-    (kept,) = keep_every_expert(program.program)(**inputs)
+    with keeping_every_expert(program.program):
+        (kept,) = program.program.module()(**inputs)
     assert_equal_logits(kept, gated.model(**TEXT).logits, TEXT)
     (after,) = program.program.module()(**inputs)
     assert torch.equal(after, before)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from modes_fx.bench.demo_model import load_model
@@ -50,6 +51,8 @@ def test_the_demo_model_is_exported_and_verified(policy, tmp_path) -> None:
     ("options", "message"),
     [
         (["--format", "tflite"], "there is no format 'tflite'; there are pt2"),
+        (["--device", "tpu"], "there is no device 'tpu'; there are cpu and cuda"),
+        (["--format", "onnx", "--tunable"], "thresholds are constants in the format onnx"),
         (["--components", "audio"], "there is no component 'audio'; there are text, image"),
     ],
 )
@@ -58,6 +61,13 @@ def test_what_there_is_not_is_refused(policy, tmp_path, options, message) -> Non
     assert done.exit_code == 2
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_is_refused_where_there_is_none(policy, tmp_path) -> None:
+    done = export(policy, tmp_path / "out", "--format", "aoti", "--device", "cuda")
+    assert done.exit_code == 2
+    assert "finds no GPU: run on a machine with one" in done.stderr
 
 
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path) -> None:
