@@ -20,14 +20,15 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from modes_fx.bench.demo_model import calibration_questions, question_messages
 from modes_fx.bench.policies import MODELS
-from modes_fx.calibration import Evaluator, Reference, encode_chats, paired_ratio, recorded_shares
+from modes_fx.calibration import paired_ratio
 from modes_fx.calibration.alpha import measure_alpha, normalise_alpha
 from modes_fx.calibration.bounded import allowance, bounded_search
 from modes_fx.calibration.curves import quantile_curves
 from modes_fx.calibration.evaluator import keep_all_policy
 from modes_fx.calibration.plane import Plane
 from modes_fx.calibration.prefix import find_stack
-from modes_fx.calibration.survey import Survey
+from modes_fx.calibration.session import as_batches, open_session
+from modes_fx.calibration.survey import Survey, joined_shares
 from modes_fx.calibration.sweep import Grid, frontier_sweep
 from modes_fx.vocabulary import ModalityName
 
@@ -75,6 +76,9 @@ def measure_searches(
     out: Annotated[Path, typer.Option(help="Folder for search.json and search.md.")],
     samples: Annotated[int, typer.Option(help="Questions to measure on.")] = 56,
     size: Annotated[int, typer.Option(help="Steps of the grid, in each direction.")] = 100,
+    journal: Annotated[
+        Path | None, typer.Option(help="Folder that keeps measurements; a stopped run goes on.")
+    ] = None,
     models: Annotated[str, typer.Option(help="Only models with this in their name.")] = "",
 ) -> None:
     """Search both ways and write the table."""
@@ -84,7 +88,8 @@ def measure_searches(
     rows: list[Searched] = []
     for name, load in MODELS.items():
         if models in name:
-            for words, plane in _planes(*load(), samples):
+            folder = journal / name.split()[0] if journal else None
+            for words, plane in _planes(*load(), samples, folder):
                 surface = f"{name}, {words}"
                 rows += compare_searches(plane, TARGETS, size=size, surface=surface)
                 Console(stderr=True).print(f"{surface}: done")
@@ -172,20 +177,21 @@ def _table(rows: Sequence[Searched]) -> Iterator[str]:
 
 
 def _planes(
-    model: PreTrainedModel, processor: ProcessorMixin, samples: int
+    model: PreTrainedModel, processor: ProcessorMixin, samples: int, folder: Path | None
 ) -> Iterator[tuple[str, Plane]]:
     """Yield planes and what is said of their alpha; each can be measured until the next."""
     chats = [question_messages(q, with_answer=True) for q in calibration_questions(samples)]
     # Demo prompts are so short that special tokens, if they kept all experts, would cap the ratio.
     policy = keep_all_policy(model).model_copy(update={"special_tokens": "text"})
-    with recorded_shares(model, policy) as shares:
-        reference = Reference.record(model, encode_chats(processor, chats, 30))
-    with Evaluator(model, reference, policy) as evaluator:
-        survey = Survey(evaluator, 1, find_stack(model, evaluator.layers))
+    batches = as_batches(processor, chats, 30)
+    with open_session(model, batches, policy, folder=folder) as session:
+        survey = Survey(session.evaluator, 1, find_stack(model, session.evaluator.layers))
+        shares = joined_shares([survey.found(chunk)[0] for chunk in survey.chunks])
         alpha = normalise_alpha(measure_alpha(survey, list(MODALITIES)))
         for exponent, words in EXPONENTS.items():
             scaled = policy.model_copy(update={"alpha": alpha, "alpha_exponent": exponent})
-            yield words, Plane(evaluator, scaled, quantile_curves(shares, scaled, MODALITIES))
+            curves = quantile_curves(shares, scaled, MODALITIES)
+            yield words, Plane(session.evaluator, scaled, curves)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        """Join the others, if there are any; warns where accelerate started fewer than asked for."""
+        """Join the others, if there are any; warns where accelerate started none of them."""
         _warn_if_left_alone()
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         together = launched or torch.distributed.is_initialized()

@@ -75,9 +75,7 @@ def report() -> CalibrationReport:
                 kl_before_extras=0.03,
                 skip_ratio_by_layer={path: {"text": 0.5, "vision": 1.0} for path in LAYERS},
                 experts_hit={path: {"text": 5, "vision": 0} for path in LAYERS},
-                bounds=Bounds(
-                    kl=0.029, gap=0.043, measured=37, kl_fall=0.126, skip_ratio_fall=0.0
-                ),
+                bounds=Bounds(kl=0.029, gap=0.043, measured=37, kl_fall=0.126, skip_ratio_fall=0.0),
             )
         ],
         cost={"passes": 40.0},
