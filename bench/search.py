@@ -79,17 +79,19 @@ def measure_searches(
     journal: Annotated[
         Path | None, typer.Option(help="Folder that keeps measurements; a stopped run goes on.")
     ] = None,
+    published: Annotated[bool, typer.Option(help="With alpha as published as well.")] = False,
     models: Annotated[str, typer.Option(help="Only models with this in their name.")] = "",
 ) -> None:
     """Search both ways and write the table."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=UserWarning)
     out.mkdir(parents=True, exist_ok=True)
+    exponents = (0.0, 1.0) if published else (0.0,)
     rows: list[Searched] = []
     for name, load in MODELS.items():
         if models in name:
             folder = journal / name.split()[0] if journal else None
-            for words, plane in _planes(*load(), samples, folder):
+            for words, plane in _planes(*load(), samples, folder, exponents):
                 surface = f"{name}, {words}"
                 rows += compare_searches(plane, TARGETS, size=size, surface=surface)
                 Console(stderr=True).print(f"{surface}: done")
@@ -177,7 +179,11 @@ def _table(rows: Sequence[Searched]) -> Iterator[str]:
 
 
 def _planes(
-    model: PreTrainedModel, processor: ProcessorMixin, samples: int, folder: Path | None
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    samples: int,
+    folder: Path | None,
+    exponents: Sequence[float],
 ) -> Iterator[tuple[str, Plane]]:
     """Yield planes and what is said of their alpha; each can be measured until the next."""
     chats = [question_messages(q, with_answer=True) for q in calibration_questions(samples)]
@@ -188,10 +194,10 @@ def _planes(
         survey = Survey(session.evaluator, 1, find_stack(model, session.evaluator.layers))
         shares = joined_shares([survey.found(chunk)[0] for chunk in survey.chunks])
         alpha = normalise_alpha(measure_alpha(survey, list(MODALITIES)))
-        for exponent, words in EXPONENTS.items():
+        for exponent in exponents:
             scaled = policy.model_copy(update={"alpha": alpha, "alpha_exponent": exponent})
             curves = quantile_curves(shares, scaled, MODALITIES)
-            yield words, Plane(session.evaluator, scaled, curves)
+            yield EXPONENTS[exponent], Plane(session.evaluator, scaled, curves)
 
 
 if __name__ == "__main__":
