@@ -126,10 +126,10 @@ def _cells_to_measure(grid: Grid, target: float, late: float) -> Iterator[Cell]:
     while True:
         choice = _Choice(grid, target)
         if choice.bounds.open_columns:
-            cell = choice.most_promising(late=len(grid.points) > late)
-            if cell is None:
+            promising = choice.most_promising(late=len(grid.points) > late)
+            if promising is None:
                 return
-            yield cell
+            yield promising
         elif len(checked) < CHECKS and (column := choice.least_sure(checked)) is not None:
             checked.add(column)
             yield choice.on_frontier(column)
@@ -195,7 +195,7 @@ class _Choice:
         steps = self._crossing[columns]
         below = [(int(i), int(step) - 1) for i, step in zip(columns, steps, strict=True)]
         above = self._are_above(below)
-        for k in np.flatnonzero(above):
+        for k in map(int, np.flatnonzero(above)):
             yield self._closed(weakest, columns[k], columns[k], below[k][1]), below[k]
         pairs = [(int(i), int(step)) for step in steps for i in columns]
         above_at = self._are_above(pairs).reshape(len(columns), -1)

@@ -23,6 +23,7 @@ from modes_fx.calibration.evaluator import keep_all_policy
 from modes_fx.calibration.means import Sizes
 from modes_fx.calibration.options import CalibrationOptions
 from modes_fx.calibration.pairs import Chosen, Shares
+from modes_fx.calibration.placement import require_experts_in_place
 from modes_fx.calibration.plane import UnreachableTargetError
 from modes_fx.calibration.prefix import find_stack
 from modes_fx.calibration.progress import Stage, shown_progress
@@ -205,11 +206,13 @@ def _check_targets(targets: Iterable[float]) -> list[float]:
 def _check_model(model: PreTrainedModel) -> None:
     if is_attached(model):
         raise ValueError("a policy is attached to the model: call modes_fx.detach(model) first")
-    if not find_expert_modules(model):
+    layers = find_expert_modules(model)
+    if not layers:
         raise ValueError(
             f"{type(model).__name__} has no MoE layer to calibrate: no module owns two or more "
             "stacked expert weights of shape [E, ., .]"
         )
+    require_experts_in_place(model, layers)
 
 
 def _draft_policy(

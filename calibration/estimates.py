@@ -1,4 +1,4 @@
-"""What cells that are not measured should give, from those that are: planes through the near ones."""
+"""What cells should give that are not measured: planes through the measured ones around them."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ STIFFNESS = 0.05
 
 
 class Estimates:
-    """Estimates of skip ratio and log KL, to choose what to measure; nothing is concluded from them.
+    """Estimates of skip ratio and log KL: they choose what to measure, and prove nothing.
 
     Around each cell a plane is fitted to the measured cells, weighted by the fourth power of their
     nearness, and pulled to the slopes of the whole grid where too few are near.

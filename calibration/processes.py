@@ -1,6 +1,7 @@
 """Several processes that calibrate together: each runs its share, all take the same decisions."""
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +11,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 Result = TypeVar("Result")
+
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers say how many processes there are."""
 
 
 class Processes:
@@ -21,7 +25,8 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        """Join the others, if there are any."""
+        """Join the others, if there are any; warns where accelerate started none of them."""
+        _warn_if_left_alone()
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         together = launched or torch.distributed.is_initialized()
         state = PartialState(cpu=not torch.accelerator.is_available()) if together else None
@@ -84,6 +89,22 @@ class Processes:
         if error is not None:
             raise error
         return outcome[0]
+
+
+def _warn_if_left_alone() -> None:
+    """Say so where ``accelerate launch`` was asked for several processes and started one.
+
+    It then tells the one where the others would meet, but not how many there are.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if launched and not any(name in os.environ for name in WORLD_SIZES):
+        warnings.warn(
+            "accelerate was asked for several processes but started this one alone, as it does "
+            "with --cpu, and without --multi_gpu where there are no GPUs. To calibrate in N "
+            "processes on CPUs as well, start them by 'accelerate launch --multi_gpu "
+            "--num_processes N' or 'torchrun --nproc-per-node N'; one gives the same policy, later",
+            stacklevel=3,
+        )
 
 
 def _unwrap(outcome: tuple[Any, str | None]) -> Any:

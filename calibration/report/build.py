@@ -5,12 +5,14 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from modes_fx.calibration.bounded import Bounded
 from modes_fx.calibration.calibrator import Calibration
 from modes_fx.calibration.compare import Row
 from modes_fx.calibration.measurement import Measurement
 from modes_fx.calibration.options import CalibrationOptions
 from modes_fx.calibration.pairs import experts_hit
 from modes_fx.calibration.report.schema import (
+    Bounds,
     CalibrationReport,
     Choice,
     ComparedRow,
@@ -124,6 +126,20 @@ def _target(found: Calibration, chosen: Chosen) -> Target:
         kl_before_extras=chosen.before.kl,
         skip_ratio_by_layer=chosen.measurement.skip_ratio_by_layer_and_modality,
         experts_hit=_experts_hit(found, chosen.thetas),
+        bounds=_bounds(found.tuned.bounded.get(chosen.target)),
+    )
+
+
+def _bounds(bounded: Bounded | None) -> Bounds | None:
+    if bounded is None:
+        return None
+    kl_fall, skip_ratio_fall = bounded.contradictions
+    return Bounds(
+        kl=bounded.kl,
+        gap=bounded.gap,
+        measured=bounded.measured,
+        kl_fall=kl_fall,
+        skip_ratio_fall=skip_ratio_fall,
     )
 
 

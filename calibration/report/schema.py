@@ -60,6 +60,25 @@ class Scores(Section):
     skip_ratio_by_modality: ByModality
 
 
+class Bounds(Section):
+    """What a search by bounds says of the cell of its grid that it found for a target.
+
+    Attributes:
+        kl: there, before the target was hit exactly.
+        gap: by how much the grid's optimum may be lower, as a part of it; 0: it is the optimum.
+        measured: how many cells were measured for this target, beyond those for lower ones.
+        kl_fall: by how much at most KL fell where thresholds grew, as a part of it, among cells of
+            half to twice this KL: the gap is as wrong as that.
+        skip_ratio_fall: by how much the skip ratio did.
+    """
+
+    kl: float
+    gap: Ratio
+    measured: int
+    kl_fall: Ratio
+    skip_ratio_fall: Ratio
+
+
 class Target(Section):
     """What was found for one target.
 
@@ -73,6 +92,7 @@ class Target(Section):
         skip_ratio_by_layer: by path and modality.
         experts_hit: how many experts have a pair left on the tokens whose shares were recorded, by
             layer path and modality.
+        bounds: what the search by bounds says of the thresholds; None for other searches.
     """
 
     target: float
@@ -83,6 +103,7 @@ class Target(Section):
     kl_before_extras: float
     skip_ratio_by_layer: dict[str, ByModality]
     experts_hit: dict[str, dict[ModalityName, int]]
+    bounds: Bounds | None = None
 
 
 class Evaluated(Section):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -56,3 +57,39 @@ def test_one_process_does_all_and_raises_what_it_meets() -> None:
     for call in (alone.gather, alone.on_main):
         with pytest.raises(ZeroDivisionError):
             call(lambda: 1 / 0)
+
+
+LAUNCHED_FOR_SEVERAL = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}
+
+
+def test_a_process_that_was_to_be_one_of_several_says_how_to_start_them(monkeypatch) -> None:
+    for name, value in LAUNCHED_FOR_SEVERAL.items():
+        monkeypatch.setenv(name, value)
+    with pytest.warns(UserWarning, match="'accelerate launch --multi_gpu --num_processes N' or"):
+        assert Processes().count == 1
+
+
+@pytest.mark.parametrize("missing", sorted(LAUNCHED_FOR_SEVERAL))
+def test_one_process_that_was_asked_for_says_nothing(monkeypatch, missing) -> None:
+    for name, value in LAUNCHED_FOR_SEVERAL.items():
+        if name != missing:
+            monkeypatch.setenv(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Processes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "alone"),
+    [(["--cpu", "--num_processes", "2"], True), (["--cpu", "--num_processes", "1"], False)],
+)
+def test_accelerate_leaves_what_the_warning_looks_for(tmp_path, options, alone) -> None:
+    script = tmp_path / "count.py"
+    script.write_text(
+        "from modes_fx.calibration.processes import Processes\nprint(Processes().count)\n"
+    )
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *options, script]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=280)
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+    assert ("started this one alone" in done.stderr) == alone

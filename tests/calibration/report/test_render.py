@@ -4,6 +4,7 @@ import pytest
 
 from modes_fx.calibration.report import CalibrationReport, write_report
 from modes_fx.calibration.report.schema import (
+    Bounds,
     Choice,
     ComparedRow,
     Comparison,
@@ -74,6 +75,7 @@ def report() -> CalibrationReport:
                 kl_before_extras=0.03,
                 skip_ratio_by_layer={path: {"text": 0.5, "vision": 1.0} for path in LAYERS},
                 experts_hit={path: {"text": 5, "vision": 0} for path in LAYERS},
+                bounds=Bounds(kl=0.029, gap=0.043, measured=37, kl_fall=0.126, skip_ratio_fall=0.0),
             )
         ],
         cost={"passes": 40.0},
@@ -104,6 +106,7 @@ def test_json_is_the_report(report, folder) -> None:
         "4 of the samples were held back",
         "| 0.5 | 50.1 % | text 40.0 %, vision 60.0 % | 0.0123 | 0.01 / 0.02 | 0.03 |",
         "| 0.61 (0.4 to 0.8) | 90.0 % | as published skips less than asked for |",
+        "| 0.5 | 0.029 | 4.3 % | 12.6 % | 37 |",
         "| extras | none: 0; means 1: 0.4 | means 1 |",
         "| `layers.2.experts` | 0.03333 | 0 |",
         "| `layers.1.experts` | text 50.0 %, vision 100.0 % |",
@@ -132,6 +135,12 @@ def test_text_alone_has_plots_too(report, tmp_path) -> None:
     search = [text(point) for point in report.search]
     write_report(report.model_copy(update={"targets": targets, "search": search}), tmp_path)
     assert "![search.png](search.png)" in (tmp_path / "report.md").read_text()
+
+
+def test_other_searches_have_no_bounds_to_show(report, tmp_path) -> None:
+    targets = [target.model_copy(update={"bounds": None}) for target in report.targets]
+    write_report(report.model_copy(update={"targets": targets}), tmp_path)
+    assert "leaves open" not in (tmp_path / "report.md").read_text()
 
 
 def test_without_a_comparison_there_is_none(report, tmp_path) -> None:
