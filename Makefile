@@ -26,7 +26,8 @@ test: lint compiler ## Check style and types, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-slow: $(INSTALLED) compiler ## Run the tests that start processes or calibrate, too slow for test
-	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,quant]'
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,quant,eval-core]'
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --no-deps lmms-eval
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m slow
 
 coverage: $(INSTALLED) ## Measure every MoE type of transformers, write docs/coverage.md and .json
@@ -53,7 +54,7 @@ demo-model: $(INSTALLED) ## Train the demo model again (up to 90 minutes)
 	$(BIN)/python -m modes_fx.bench.demo_model.training --out bench/demo_model/checkpoint
 
 eval-demo: $(INSTALLED) ## Score the demo model with lmms-eval, and compare with its own scores (minutes)
-	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --requirement requirements-eval.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[dev,eval-core]'
 	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --no-deps lmms-eval
 	OMP_NUM_THREADS=1 $(BIN)/python -m modes_fx.bench.evaluation
 

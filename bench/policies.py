@@ -19,7 +19,6 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel, ProcessorMixin
 
-from modes_fx.evaluation.confidence import paired_difference
 from modes_fx.bench.demo_model import (
     calibration_questions,
     heldout_questions,
@@ -39,6 +38,7 @@ from modes_fx.calibration import (
 )
 from modes_fx.calibration.baselines import DIEP, MC_MOE, MODES, NAEE, RELATIVE
 from modes_fx.calibration.compare import OURS
+from modes_fx.evaluation.confidence import paired_difference
 
 MODELS: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "second model (4 layers, top-4 of 16)": load_second_model,

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from modes_fx import SkipPolicy
 from modes_fx.attach import find_expert_modules
-from modes_fx.evaluation.confidence import paired_difference
 from modes_fx.bench.demo_model import (
     calibration_questions,
     encode,
@@ -29,6 +28,7 @@ from modes_fx.bench.demo_model import (
 )
 from modes_fx.calibration import Evaluator, Measurement, Reference, encode_chats, measure_policy
 from modes_fx.calibration.request import Request
+from modes_fx.evaluation.confidence import paired_difference
 from modes_fx.hooks import keep_all_theta
 from modes_fx.quantise import least_used, quantise_experts
 

@@ -122,10 +122,10 @@ def render(comparison: Comparison) -> str:
 def _paired(
     samples: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], metric: str
 ) -> tuple[float, tuple[float, float]] | None:
-    scores = [[sample.get(metric) for sample in some] for some in (others, samples)]
+    scores: list[list[Any]] = [[one.get(metric) for one in some] for some in (others, samples)]
     if not scores[0] or not all(_is_number(value) for some in scores for value in some):
         return None
-    return paired_difference(scores[0], scores[1])
+    return paired_difference(*scores)
 
 
 def _is_number(value: Any) -> bool:

@@ -54,7 +54,6 @@ class Skipping(lmms):
         raise_what_is_swallowed(made, model)
         return made
 
-
     @classmethod
     def create_from_arg_string(
         cls, arg_string: Any, additional_config: dict[str, Any] | None = None
@@ -114,6 +113,6 @@ def raise_what_is_swallowed(made: Any, model: PreTrainedModel) -> None:
 
         return answer_or_raise
 
-    model.generate = generate_and_tell  # type: ignore[method-assign]
+    model.generate = generate_and_tell
     made.generate_until = checked(made.generate_until)
     made.generate_until_multi_round = checked(made.generate_until_multi_round)

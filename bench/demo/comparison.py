@@ -7,7 +7,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modes_fx import SkipPolicy
-from modes_fx.evaluation.confidence import paired_difference, wilson_interval
 from modes_fx.bench.demo.report import Result, Scores
 from modes_fx.bench.demo_model import Question, question_messages
 from modes_fx.calibration import (
@@ -23,6 +22,7 @@ from modes_fx.calibration import (
     recorded_shares,
 )
 from modes_fx.calibration.baselines import one_threshold, without_alpha
+from modes_fx.evaluation.confidence import paired_difference, wilson_interval
 
 OURS = "default policy"
 MODES = "MoDES as published"
