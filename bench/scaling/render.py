@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
@@ -45,7 +46,10 @@ def scaling_markdown(found: Scaling) -> str:
         f"{found.dtype}. {describe(found.environment)}, {threads} thread{'s' * (threads > 1)}. "
         f"Medians of {found.rounds} rounds by {found.clock} time, in each of which all ways take "
         "turns, in milliseconds; in brackets the speed-up over the faster of transformers' two "
-        "ways at that place. The last column is p of time ~ value^p.",
+        "ways at that place, not compiled: for few tokens compiled batched_mm is stronger, see "
+        "`modes-fx bench layer`. The last column is p of time ~ value^p. The range of the middle "
+        "half of a time's samples, as a share of its median, has a median of "
+        f"{_spread(found, 0.5):.0%} over all times, and is at most {_spread(found, 1.0):.0%}.",
         "",
         "![](scaling.png)",
         "",
@@ -85,6 +89,10 @@ def save_scaling(found: Scaling, folder: Path) -> None:
     (folder / "scaling.json").write_text(found.model_dump_json(indent=1) + "\n", "utf-8")
     (folder / "scaling.md").write_text(scaling_markdown(found), "utf-8")
     draw(found).savefig(folder / "scaling.png", dpi=100)
+
+
+def _spread(found: Scaling, share: float) -> float:
+    return float(np.quantile([point.spread for point in found.points], share))
 
 
 def _title(found: Scaling, axis: Axis) -> str:
