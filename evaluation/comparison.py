@@ -39,13 +39,19 @@ class Score(BaseModel):
 
 
 class Comparison(BaseModel):
-    """The scores of one policy and target."""
+    """The scores of one policy and target.
+
+    Attributes:
+        skipped: the share of (token, expert) pairs that were skipped; None where all answers were
+            taken from an earlier run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     policy: str
     target: float | None
+    skipped: float | None
     scores: list[Score]
 
     @property
@@ -93,7 +99,13 @@ def compare(
                     interval=found and found[1],
                 )
             )
-    return Comparison(model=model, policy=policy, target=target, scores=scores)
+    return Comparison(
+        model=model,
+        policy=policy,
+        target=target,
+        skipped=skipping.get("skipped"),
+        scores=scores,
+    )
 
 
 def render(comparison: Comparison) -> str:
@@ -114,6 +126,8 @@ def render(comparison: Comparison) -> str:
             f"| {one.task} | {one.metric} | {one.documents} | {one.baseline:.4g} | "
             f"{one.skipping:.4g} | {recovery} | {difference} |"
         )
+    if comparison.skipped is not None:
+        lines += ["", f"Pairs skipped: {comparison.skipped:.1%}"]
     if comparison.recovery is not None:
         lines += ["", f"Recovery, mean over tasks: {comparison.recovery:.1%}"]
     return "\n".join(lines) + "\n"

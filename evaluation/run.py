@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,10 @@ import torch
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
-from modes_fx.evaluation.plugin import CHAT, SKIPPING
+from modes_fx.attach import is_attached, pair_counts
+from modes_fx.evaluation.plugin import CHAT
+from modes_fx.evaluation.skipping import Skipping, transformers_model
+from modes_fx.vocabulary import Modality
 
 TASKS = Path(__file__).parent / "tasks"
 """The groups of tasks that this package adds."""
@@ -51,8 +53,10 @@ class Settings:
 def evaluate(settings: Settings, policy: Path | None, target: float | None) -> dict[str, Any]:
     """Evaluate a model, freshly loaded, and return what lmms-eval does, samples included.
 
-    Every answer is kept in ``out/responses`` as soon as it is given, so that a run that was cut off
-    goes on where it was. Answers are found again by model, policy, target and question.
+    Answers are kept in ``out/answers`` as they are given, so that a run that was cut off goes on
+    where it was.
+
+    ``skipped`` of the result is the share of pairs that were skipped for new answers.
 
     Args:
         settings: what is evaluated.
@@ -71,27 +75,25 @@ def evaluate(settings: Settings, policy: Path | None, target: float | None) -> d
         )
     arguments = {"base": settings.base, "pretrained": settings.model, **settings.options}
     if policy is not None:
-        arguments |= {
-            "policy": str(policy),
-            "target": target,
-            "digest": policy_digest(policy),
-            "compiler": settings.compiler,
-        }
-    with _answers_kept_at_once():
-        found: dict[str, Any] = simple_evaluate(
-            model=SKIPPING,
-            model_args=arguments,
-            tasks=list(settings.tasks),
-            task_manager=manager,
-            batch_size=settings.batch_size,
-            limit=settings.limit,
-            use_cache=str(settings.out / "responses"),
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=settings.seed,
-            verbosity="ERROR",
-        )
+        arguments |= {"policy": str(policy), "target": target, "compiler": settings.compiler}
+    made = Skipping(
+        **arguments,
+        batch_size=settings.batch_size,
+        journal=str(settings.out / "answers" / f"{_identity(settings, arguments, policy)}.jsonl"),
+    )
+    model = transformers_model(made)
+    found: dict[str, Any] = simple_evaluate(
+        model=made,
+        tasks=list(settings.tasks),
+        task_manager=manager,
+        limit=settings.limit,
+        random_seed=settings.seed,
+        numpy_random_seed=settings.seed,
+        torch_random_seed=settings.seed,
+        fewshot_random_seed=settings.seed,
+        verbosity="ERROR",
+    )
+    found["skipped"] = _skipped(model)
     torch.compiler.reset()
     name = "baseline" if policy is None else f"target-{target}"
     samples = settings.out / "samples"
@@ -111,15 +113,22 @@ def policy_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def _answers_kept_at_once() -> Iterator[None]:
-    name = "LMMS_CACHE_CHECKPOINT_INTERVAL"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+def _identity(settings: Settings, arguments: Mapping[str, Any], policy: Path | None) -> str:
+    """Return what tells answers of different models, policies, targets and seeds apart."""
+    parts = {
+        **arguments,
+        "policy": policy and policy_digest(policy),
+        "seed": settings.seed,
+        "batch size": settings.batch_size,
+        "versions": [version(name) for name in ("lmms-eval", "torch", "transformers")],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _skipped(model: torch.nn.Module) -> float | None:
+    """Return the share of pairs that were skipped; None without a policy or a new answer."""
+    if not is_attached(model):
+        return None
+    counts = torch.stack(list(pair_counts(model).values()))
+    total, kept = counts[:, : Modality.PADDING].sum(dim=(0, 1)).tolist()
+    return 1 - kept / total if total else None

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from modes_fx.attach import attach
 from modes_fx.backend import modes_backend
+from modes_fx.evaluation.journal import Journal
 from modes_fx.evaluation.plugin import CHAT
 from modes_fx.policy import SkipPolicy
 
@@ -28,7 +30,7 @@ class Skipping(lmms):
         base: str = CHAT,
         policy: str = "",
         target: float | None = None,
-        digest: str = "",
+        journal: str = "",
         compiler: str = "inductor",
         **options: Any,
     ) -> Any:
@@ -38,7 +40,7 @@ class Skipping(lmms):
             base: the name of a chat model of lmms-eval.
             policy: a folder or hub id; empty: the model is left as it is.
             target: one of the policy's; by default its smallest.
-            digest: of the policy, so that answers given with another one are not taken for its own.
+            journal: a file that keeps every answer, and has those of an earlier run.
             compiler: what compiles the rewritten graphs: ``inductor`` or ``eager``.
             options: of the chat model.
 
@@ -49,9 +51,18 @@ class Skipping(lmms):
         made = get_model(base)(**options)
         model = transformers_model(made)
         if policy:
-            attach(model, SkipPolicy.from_pretrained(policy), target=target)
+            # Strict: a layer that computed every expert would be scored as one that skips.
+            attach(
+                model,
+                SkipPolicy.from_pretrained(policy),
+                target=target,
+                count_pairs=True,
+                strict=True,
+            )
             model.compile(backend=modes_backend, dynamic=True, options={"compiler": compiler})
         raise_what_is_swallowed(made, model)
+        if journal:
+            keep_answers(made, Journal(Path(journal)))
         return made
 
     @classmethod
@@ -116,3 +127,13 @@ def raise_what_is_swallowed(made: Any, model: PreTrainedModel) -> None:
     model.generate = generate_and_tell
     made.generate_until = checked(made.generate_until)
     made.generate_until_multi_round = checked(made.generate_until_multi_round)
+
+
+def keep_answers(made: Any, journal: Journal) -> None:
+    """Have a chat model of lmms-eval write every answer down, and give those again that it has."""
+    generate = made.generate_until
+
+    def generate_until(requests: list[Any]) -> list[str]:
+        return journal.answer(requests, generate, int(made.batch_size))
+
+    made.generate_until = generate_until

@@ -54,6 +54,8 @@ def test_a_second_run_takes_the_answers_of_the_first(tmp_path, monkeypatch) -> N
     lines = (tmp_path / "samples" / f"{TASK}.target-0.75.jsonl").read_text().splitlines()
     assert [json.loads(line)["doc_id"] for line in lines] == [0, 1, 2]
 
+    assert 0 < first["skipped"] < 1
+
     from modes_fx.evaluation.chat import Chat
 
     monkeypatch.setattr(Chat, "generate_until", lambda self, asked: pytest.fail("asked again"))
