@@ -148,7 +148,7 @@ def render(cells: Sequence[Cell], formats: Sequence[str]) -> str:
         "Each cell: the largest difference from the model as a share of the largest output, on the "
         "inputs that it was exported with and on others of new sizes; the artifact's size; the "
         "seconds to export and check it. Thresholds are those for 75 % and, for `pt2` and `onnx`, "
-        "also those that keep all. "
+        "also those that keep all. An empty cell was not measured. "
         "`tensorrt` is what ONNX Runtime computes with the blocked form; engines were built for "
         "compute capabilities 8.0, 8.6, 8.9 and 12.0 and have not been run. All but `demo` are "
         "tiny and random models.",
