@@ -1,4 +1,8 @@
-"""A chat model for lmms-eval of any transformers model whose processor has a chat template."""
+"""A chat model for lmms-eval of any transformers model whose processor has a chat template.
+
+lmms-eval's own, ``huggingface``, loads weights in bfloat16 and needs packages for images and videos
+that need torchvision; scores on a CPU, in the dtype of a checkpoint, need neither.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -107,7 +111,7 @@ class Chat(lmms):
         return [_cut(text.strip(), asked.get("until") or ()) for text in said]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Refuse: tasks of the group generate.
+        """Refuse: lmms-eval asks it of tasks that compare answers, and this model gives its own.
 
         Raises:
             NotImplementedError: always.
@@ -115,7 +119,7 @@ class Chat(lmms):
         raise NotImplementedError("modes_fx_chat answers by generation; name another base")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refuse likewise.
+        """Refuse: lmms-eval asks it of tasks with several rounds.
 
         Raises:
             NotImplementedError: always.

@@ -12,7 +12,7 @@ AT_ONCE = 8
 class Journal:
     """The answers of one model, policy and target: a line of JSON each.
 
-    An answer is found again by task, split, document and how it was to be generated.
+    An answer is found again by what was asked: question, document, task, and how to generate.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +41,7 @@ class Journal:
         """Return an answer to each of lmms-eval's requests; only new ones are generated.
 
         Args:
-            requests: with ``args`` that end in options, document, task and split.
+            requests: whose ``args`` say what is asked.
             generate: answers requests in order.
             batch_size: how many it answers at once.
         """
@@ -60,5 +60,6 @@ class Journal:
 
 
 def _key(request: Any) -> str:
-    options, *where = request.args[-4:]
-    return json.dumps([options, *where], sort_keys=True, default=str)
+    # Functions that fetch images are told apart by their address, which differs from run to run.
+    asked = [value for value in request.args if not callable(value)]
+    return json.dumps(asked, sort_keys=True, default=str)

@@ -15,6 +15,7 @@ from lmms_eval.tasks import TaskManager
 from modes_fx.attach import is_attached, pair_counts
 from modes_fx.evaluation.plugin import CHAT
 from modes_fx.evaluation.skipping import Skipping, transformers_model
+from modes_fx.policy_file import POLICY_FILE
 from modes_fx.vocabulary import Modality
 
 TASKS = Path(__file__).parent / "tasks"
@@ -106,15 +107,15 @@ def evaluate(settings: Settings, policy: Path | None, target: float | None) -> d
 
 
 def policy_digest(folder: Path) -> str:
-    """Return what tells policies apart: the digest of all files of the folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("modes_policy*")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    """Return what tells policies apart; the file names the digest of its means."""
+    return hashlib.sha256((folder / POLICY_FILE).read_bytes()).hexdigest()
 
 
 def _identity(settings: Settings, arguments: Mapping[str, Any], policy: Path | None) -> str:
-    """Return what tells answers of different models, policies, targets and seeds apart."""
+    """Return what tells answers of different models, policies, targets and seeds apart.
+
+    Models are told apart by name: weights of many gigabytes are not read for it.
+    """
     parts = {
         **arguments,
         "policy": policy and policy_digest(policy),

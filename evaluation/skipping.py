@@ -65,16 +65,6 @@ class Skipping(lmms):
             keep_answers(made, Journal(Path(journal)))
         return made
 
-    @classmethod
-    def create_from_arg_string(
-        cls, arg_string: Any, additional_config: dict[str, Any] | None = None
-    ) -> Any:
-        """Make it from arguments as text, as lmms-eval does, or by name, which may hold commas."""
-        if not isinstance(arg_string, dict):
-            return super().create_from_arg_string(arg_string, additional_config)
-        more = {k: v for k, v in (additional_config or {}).items() if v is not None}
-        return cls(**arg_string, **more)
-
 
 def transformers_model(made: Any) -> PreTrainedModel:
     """Return the transformers model inside a chat model of lmms-eval.
@@ -108,7 +98,7 @@ def raise_what_is_swallowed(made: Any, model: PreTrainedModel) -> None:
         try:
             with torch.inference_mode():
                 return generate(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # whatever it is, it goes on from here
             raised.append(error)
             raise
 

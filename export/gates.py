@@ -111,7 +111,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def capturing(model: PreTrainedModel, inputs: Inputs, component: str = "") -> Iterator[None]:
+def capturing(model: PreTrainedModel, inputs: Inputs) -> Iterator[None]:
     """Say of a model that torch cannot capture that it cannot be exported.
 
     Raises:
@@ -125,9 +125,8 @@ def capturing(model: PreTrainedModel, inputs: Inputs, component: str = "") -> It
     except ExportError:
         raise
     except Exception as error:  # a model's code may fail in any way where values are symbols
-        where = f"{component}: " if component else ""
         raise ExportError(
-            f"{where}{type(model).__name__} cannot be captured by torch.export with "
+            f"{type(model).__name__} cannot be captured by torch.export with "
             f"{', '.join(inputs)}: {str(error).strip().splitlines()[0]}"
         ) from error
 
@@ -170,7 +169,7 @@ def rewrite_program(
     return layers
 
 
-def check_layers(layers: Sequence[LayerReport], allow_partial: bool, component: str = "") -> None:
+def check_layers(layers: Sequence[LayerReport], allow_partial: bool) -> None:
     """Check that all layers are gated, or at least one where some may compute every expert.
 
     Raises:
@@ -178,10 +177,9 @@ def check_layers(layers: Sequence[LayerReport], allow_partial: bool, component: 
     """
     left = [layer for layer in layers if layer.status != "rewritten" or not layer.gated]
     if len(left) == len(layers) or (left and not allow_partial):
-        where = f"{component}: " if component else ""
         first = f"{left[0].path or '(unnamed)'}: {left[0].reason}" if left else "none was found"
         raise ExportError(
-            f"{where}{len(left)} of {len(layers)} MoE layers were not rewritten, and would compute "
+            f"{len(left)} of {len(layers)} MoE layers were not rewritten, and would compute "
             f"every expert; the first is {first}. Export with --allow-partial (allow_partial=True) "
             "to have the others gated"
         )

@@ -4,7 +4,7 @@ import hashlib
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,7 +13,6 @@ from modes_fx.export.errors import ExportError
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 PACKAGES = ("modes-fx", "torch", "transformers")
-FormatName = Literal["pt2", "aoti", "onnx", "tensorrt"]
 
 
 class Value(BaseModel):
@@ -62,7 +61,7 @@ class Manifest(BaseModel):
     """The manifest of one artifact.
 
     Attributes:
-        format: of the components.
+        format: of the components, a name of ``modes_fx.export.formats.FORMATS``.
         model: its name or folder, for ``verify``.
         model_config_hash: ``modes_fx.fingerprint.config_hash`` of it.
         dtype: of its weights.
@@ -80,7 +79,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     version: int = MANIFEST_VERSION
-    format: FormatName
+    format: str
     model: str
     model_config_hash: str
     dtype: str

@@ -85,7 +85,7 @@ def export(
         components = {name: parts.write(name, prompt) for name, prompt in inputs.items()}
         files = digests(partial)
         manifest = Manifest(
-            format=writer.name,  # type: ignore[arg-type]
+            format=writer.name,
             model=name or str(model.config.name_or_path),
             model_config_hash=config_hash(model.config),
             dtype=str(model.dtype).removeprefix("torch."),
