@@ -1,18 +1,16 @@
 """The tables and plots of generation."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from modes_fx.bench.demo.report import TimedCase, TimingSection
 from modes_fx.bench.end_to_end.policies import PRESET
 from modes_fx.bench.end_to_end.report import EndToEnd
 from modes_fx.bench.environment import describe
+from modes_fx.bench.tables import Page, print_tables, tables_markdown
 
 TIMED = ("way", "skipped", "first token ms", "+-", "vs HF", "decode tokens/s", "+-", "vs HF")
 COMPILED = ("way", "cold s", "warm s", "graphs", "recompiled", "peak MB", "weights MB")
@@ -20,15 +18,7 @@ COMPILED = ("way", "cold s", "warm s", "graphs", "recompiled", "peak MB", "weigh
 
 def print_end_to_end(bench: EndToEnd, console: Console) -> None:
     """Print a table for each batch size, and one of compiling."""
-    for title, columns, rows in _tables(bench):
-        table = Table(title=title, box=SIMPLE)
-        for place, name in enumerate(columns):
-            table.add_column(name, justify="right" if place else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    for failure in bench.failures:
-        console.print(f"FAILED: {failure}", style="bold red", markup=False, highlight=False)
+    print_tables(_tables(bench), bench.failures, console)
 
 
 def end_to_end_markdown(bench: EndToEnd) -> str:
@@ -45,11 +35,7 @@ def end_to_end_markdown(bench: EndToEnd) -> str:
         "+- is the range of the middle half, as a share of the median.",
         "",
     ]
-    for title, columns, rows in _tables(bench):
-        lines += [f"**{title}**", "", "| " + " | ".join(columns) + " |"]
-        lines.append("|---|" + "--:|" * (len(columns) - 1))
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    lines += [f"- **Failed**: {failure}." for failure in bench.failures]
+    lines += tables_markdown(_tables(bench), bench.failures)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -83,12 +69,9 @@ def save_end_to_end(bench: EndToEnd, folder: Path) -> None:
     draw(bench).savefig(folder / "end_to_end.png", dpi=120)
 
 
-_Table = tuple[str, Sequence[str], list[tuple[str, ...]]]
-
-
-def _tables(bench: EndToEnd) -> list[_Table]:
-    tables: list[_Table] = [
-        (_title(timing), TIMED, [_timed(bench, case) for case in timing.cases])
+def _tables(bench: EndToEnd) -> list[Page]:
+    tables = [
+        Page(_title(timing), TIMED, [_timed(bench, case) for case in timing.cases])
         for timing in bench.batches
     ]
     if bench.compilations:
@@ -104,7 +87,7 @@ def _tables(bench: EndToEnd) -> list[_Table]:
             )
             for one in bench.compilations
         ]
-        tables.append((f"Compiling, batch {bench.batches[0].batch}", COMPILED, rows))
+        tables.append(Page(f"Compiling, batch {bench.batches[0].batch}", COMPILED, rows))
     return tables
 
 

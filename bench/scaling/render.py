@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from modes_fx.bench.environment import describe
 from modes_fx.bench.layer.implementations import OURS
 from modes_fx.bench.scaling.report import Axis, Point, Scaling
+from modes_fx.bench.tables import Page, print_tables, tables_markdown
 
 TITLES: dict[Axis, str] = {
     "tokens": "tokens of a prompt",
@@ -24,16 +23,7 @@ TITLES: dict[Axis, str] = {
 
 def print_scaling(found: Scaling, console: Console) -> None:
     """Print a table for each axis."""
-    for axis in found.axes:
-        table = Table(title=_title(found, axis), box=SIMPLE)
-        columns, rows = _table(found, axis)
-        for place, name in enumerate(columns):
-            table.add_column(name, justify="right" if place else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    for failure in found.failures:
-        console.print(f"FAILED: {failure}", style="bold red", markup=False, highlight=False)
+    print_tables(_pages(found), found.failures, console)
 
 
 def scaling_markdown(found: Scaling) -> str:
@@ -54,13 +44,12 @@ def scaling_markdown(found: Scaling) -> str:
         "![](scaling.png)",
         "",
     ]
-    for axis in found.axes:
-        columns, rows = _table(found, axis)
-        lines += [f"**{_title(found, axis)}**", "", "| " + " | ".join(columns) + " |"]
-        lines.append("|---|" + "--:|" * (len(columns) - 1))
-        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    lines += [f"- **Failed**: {failure}." for failure in found.failures]
+    lines += tables_markdown(_pages(found), found.failures)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _pages(found: Scaling) -> list[Page]:
+    return [Page(_title(found, axis), *_table(found, axis)) for axis in found.axes]
 
 
 def draw(found: Scaling) -> Figure:
