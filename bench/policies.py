@@ -56,7 +56,7 @@ def measure_policies(
     draws: Annotated[int, typer.Option(help="Calibrations of each model.")] = 3,
     first: Annotated[int, typer.Option(help="The first draw.")] = 0,
     samples: Annotated[int, typer.Option(help="Questions to calibrate on.")] = 256,
-    per_kind: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 30,
+    per_kind: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 100,
     quick: Annotated[bool, typer.Option(help="Leave the slow methods out.")] = False,
     models: Annotated[str, typer.Option(help="Only models with this in their name.")] = "",
 ) -> None:

@@ -8,6 +8,7 @@ program in C++ opens them (``dlopen`` with ``RTLD_GLOBAL``) before it loads the 
 import hashlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,6 +24,7 @@ from modes_fx.kernels.cpu.build import BuildError
 from modes_fx.kernels.cpu.isa import detect_isa
 from modes_fx.kernels.cpu.plan import UnfusableError
 from modes_fx.kernels.epilogue import Body
+from modes_fx.kernels.means import add_skipped_means_inline
 from modes_fx.policy_file import POLICY_FILE
 
 LIBRARIES, LOAD_ORDER = "lib", "load_order"
@@ -36,6 +38,7 @@ class Aoti:
     name = "aoti"
     runs_in = "AOTInductor"
     tunable = True
+    fixes_images = False
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
         """Compile one component for this processor, or for this GPU where the model is on one.
@@ -43,6 +46,7 @@ class Aoti:
         Raises:
             ExportError: a kernel cannot be built, or the program is for another device.
         """
+        gated = _with_means_inline(gated)
         _ship_libraries(gated, folder / LIBRARIES)
         _compile(gated, folder / f"{component}.aoti.pt2", _metadata(gated, inputs, folder))
 
@@ -55,12 +59,18 @@ class Aoti:
         """Return one component with every expert kept: compiled anew, as thresholds are in code."""
         with TemporaryDirectory() as unpacked, keeping_every_expert(gated.program):
             package = Path(unpacked) / f"{component}.aoti.pt2"
-            _compile(gated, package, {})
+            _compile(_with_means_inline(gated), package, {})
             return Program(aoti_load_package(str(package)))
 
     def details(self) -> dict[str, str]:
         """Return what the package and its kernels are built for."""
         return {INSTRUCTION_SET: detect_isa().name}
+
+
+def _with_means_inline(gated: GatedProgram) -> GatedProgram:
+    """Return a program that adds means by PyTorch's own operators: our op for it is in Python."""
+    inline = {torch.ops.modes_fx.add_skipped_means.default: add_skipped_means_inline}
+    return replace(gated, program=gated.program.run_decompositions(inline))
 
 
 def _compile(gated: GatedProgram, package: Path, metadata: Mapping[str, str]) -> None:

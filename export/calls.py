@@ -23,6 +23,10 @@ PAST = "past_"
 """What the names of a cache's tensors begin with: ``past_0_key``, ``past_0_value``, ..."""
 
 
+TOKENS = ("input_ids", "attention_mask", "position_ids")
+"""The names of what says something of each token."""
+
+
 def is_cached(component: str) -> bool:
     """Return whether a component returns a cache and the last token's logits alone."""
     return component in (PREFILL, DECODE)
@@ -32,6 +36,28 @@ def cache_inputs(cache: Sequence[Tensor]) -> dict[str, Tensor]:
     """Name the tensors of a cache as the inputs of the next call."""
     kinds = ("key", "value")
     return {f"{PAST}{i // 2}_{kinds[i % 2]}": value for i, value in enumerate(cache)}
+
+
+def image_sizes(inputs: Inputs) -> dict[str, Tensor]:
+    """Return the inputs that tell the sizes of images, such as ``image_grid_thw``."""
+    of_tokens = inputs["input_ids"].shape
+    return {
+        name: value
+        for name, value in inputs.items()
+        if not value.is_floating_point()
+        and name not in TOKENS
+        and value.shape != of_tokens
+        and not name.startswith(PAST)
+    }
+
+
+def images(inputs: Inputs) -> dict[str, Tensor]:
+    """Return the inputs that hold what is in images."""
+    return {
+        name: value
+        for name, value in inputs.items()
+        if value.is_floating_point() and name != THETA and not name.startswith(PAST)
+    }
 
 
 def output_names(count: int) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ def verify(
         cached = is_cached(component)
         for given in inputs[component]:
             taken = component_inputs(model, component, given)
+            written.check(taken)
             for target in policy.targets if written.theta_layers else [manifest.target]:
                 if written.theta_layers:
                     taken[THETA] = thresholds(policy, target).to(taken["input_ids"].device)

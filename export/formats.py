@@ -24,11 +24,14 @@ class Format(Protocol):
         name: in ``FORMATS``.
         runs_in: what runs its components when they are checked.
         tunable: whether thresholds can be inputs.
+        fixes_images: whether images have the sizes that the component was written with, where the
+            model is told them.
     """
 
     name: str
     runs_in: str
     tunable: bool
+    fixes_images: bool
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
         """Write one component into an artifact's folder; ``policy/`` is there already."""

@@ -2,11 +2,13 @@
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from modes_fx.export.errors import ExportError
 
@@ -16,13 +18,21 @@ PACKAGES = ("modes-fx", "torch", "transformers")
 
 
 class Value(BaseModel):
-    """An input or output: its name, dtype, and sizes as numbers or symbols."""
+    """An input or output.
+
+    Attributes:
+        name: of it.
+        dtype: of it.
+        shape: its sizes, as numbers or symbols.
+        fixed: its value, where that is inside the artifact, which takes no other.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     dtype: str
     shape: list[int | str]
+    fixed: list[Any] | None = None
 
 
 class Component(BaseModel):
@@ -50,6 +60,20 @@ class Component(BaseModel):
     checked_in: str
     time_ratio: float | None = None
     theta_layers: list[str] = []
+
+    def check(self, inputs: Mapping[str, Tensor]) -> None:
+        """Check that inputs have the values that are inside.
+
+        Raises:
+            ExportError: one has another.
+        """
+        for value in self.inputs:
+            if value.fixed is not None and inputs[value.name].tolist() != value.fixed:
+                raise ExportError(
+                    f"{value.name} is {inputs[value.name].tolist()}, and the artifact takes images "
+                    f"of the sizes {value.fixed} alone: resize them, or export it again with such "
+                    "images"
+                )
 
     @property
     def saves_compute(self) -> bool | None:
@@ -92,6 +116,15 @@ class Manifest(BaseModel):
     tolerance: float
     components: dict[str, Component]
     files: dict[str, str]
+
+    @property
+    def fixes_images(self) -> bool:
+        """Whether a component takes images of one size alone."""
+        return any(
+            value.fixed is not None
+            for component in self.components.values()
+            for value in component.inputs
+        )
 
     def save(self, folder: Path) -> None:
         """Write it into an artifact."""

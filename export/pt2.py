@@ -23,6 +23,7 @@ class Pt2:
     name = "pt2"
     runs_in = "torch"
     tunable = True
+    fixes_images = False
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
         """Write one component."""

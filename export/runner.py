@@ -26,7 +26,7 @@ class Runner:
             raise ExportError(
                 f"{folder} has no component {missing[0]}: export {PREFILL} and {DECODE} to generate"
             )
-        self._takes = manifest.components[PREFILL].inputs
+        self._takes = manifest.components[PREFILL]
         loader = find_format(manifest.format)
         self._prefill, self._decode = (loader.load(folder, name) for name in (PREFILL, DECODE))
 
@@ -49,7 +49,8 @@ class Runner:
         Raises:
             ExportError: the inputs are not those that the programs take.
         """
-        given = arrange(self._takes, inputs)
+        given = arrange(self._takes.inputs, inputs)
+        self._takes.check(given)
         ends = torch.tensor(list(stop), dtype=torch.int64, device=given["input_ids"].device)
         done = torch.zeros_like(given["input_ids"][:, :1], dtype=torch.bool)
         tokens: list[Tensor] = []

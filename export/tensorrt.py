@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from modes_fx.export.calls import PAST, Inputs
+from modes_fx.export.calls import PAST, Inputs, image_sizes, images
 from modes_fx.export.engines import COMPUTE_CAPABILITIES, SizeRange, build_engines
 from modes_fx.export.onnx.files import Onnx
 from modes_fx.export.onnx.lower import Form
@@ -34,6 +34,8 @@ class TensorRt(Onnx):
     name = "tensorrt"
     runs_in = "ONNX Runtime; the engines were built and have not been run"
     tunable = False
+    # TensorRT-RTX 1.7 gives up on shapes that are computed from values.
+    fixes_images = True
     form: Form = "blocked"
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
@@ -66,13 +68,14 @@ class TensorRt(Onnx):
         # Lengths follow each other: a mask is one longer than the cache it is for.
         cache = [value.shape[-2] for name, value in inputs.items() if name.startswith(PAST)]
         length = cache[0] if cache else inputs["input_ids"].shape[1]
+        fixed = image_sizes(inputs)
+        pixels = images(inputs)
 
         def range_of(size: Any, value: Tensor, name: str, axis: int) -> SizeRange | int:
             usual = value.shape[axis]
-            if isinstance(size, int):
-                return size
-            of_images = value.is_floating_point() and not name.startswith(PAST)
-            if str(size) == batch or of_images:
+            if isinstance(size, int) or (fixed and name in pixels):
+                return usual
+            if str(size) == batch or name in pixels:
                 return SizeRange(1, usual, max(usual, self.largest_batch))
             more = usual - length
             return SizeRange(1 + more, usual, max(usual, self.largest_length + more))
@@ -80,4 +83,5 @@ class TensorRt(Onnx):
         return {
             name: [range_of(size, inputs[name], name, axis) for axis, size in enumerate(shape)]
             for name, shape in shapes.items()
+            if name not in fixed
         }

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.fx import Node
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from modes_fx.export.calls import COMPONENTS, THETA, Inputs, is_cached
+from modes_fx.export.calls import COMPONENTS, THETA, Inputs, image_sizes, images, is_cached
 from modes_fx.export.components import component_inputs
 from modes_fx.export.errors import ExportError
 from modes_fx.export.formats import Format, find_format
@@ -149,7 +150,7 @@ class _Writer:
             if self.tunable
             else self.format.keeping(gated, self.folder, component)
         )
-        taken, returned = _signature(gated, inputs)
+        taken, returned = _signature(gated, inputs, self.format.fixes_images)
         return Component(
             inputs=taken,
             outputs=returned,
@@ -162,19 +163,27 @@ class _Writer:
         )
 
 
-def _signature(gated: GatedProgram, inputs: Inputs) -> tuple[list[Value], list[Value]]:
+def _signature(
+    gated: GatedProgram, inputs: Inputs, fixes_images: bool
+) -> tuple[list[Value], list[Value]]:
     signature = gated.program.graph_signature
     nodes = {node.name: node for node in gated.program.graph.nodes}
-    taken = zip(inputs, signature.user_inputs, strict=True)
+    sizes = image_sizes(inputs) if fixes_images else {}
+    pixels = images(inputs) if sizes else {}
+    taken = [
+        _value(name, value, fixed=value.tolist())
+        if name in sizes
+        else _value(name, value if name in pixels else nodes[str(node)].meta["val"])
+        for (name, value), node in zip(inputs.items(), signature.user_inputs, strict=True)
+    ]
     returned = zip(gated.outputs, signature.user_outputs, strict=True)
-    values = [[_value(name, nodes[str(node)]) for name, node in some] for some in (taken, returned)]
-    return values[0], values[1]
+    return taken, [_value(name, nodes[str(node)].meta["val"]) for name, node in returned]
 
 
-def _value(name: str, node: Node) -> Value:
-    value = node.meta["val"]
-    sizes = [size if isinstance(size, int) else str(size) for size in value.shape]
-    return Value(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=sizes)
+def _value(name: str, value: Tensor, fixed: list[Any] | None = None) -> Value:
+    sizes: list[int | str] = [s if isinstance(s, int) else str(s) for s in value.shape]
+    dtype = str(value.dtype).removeprefix("torch.")
+    return Value(name=name, dtype=dtype, shape=sizes, fixed=fixed)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class Onnx:
     name = "onnx"
     runs_in = "ONNX Runtime"
     tunable = False
+    fixes_images = False
     form: Form = "unrolled"
 
     def write(self, gated: GatedProgram, inputs: Inputs, folder: Path, component: str) -> None:
@@ -45,6 +46,7 @@ class Onnx:
             self.form,
             {POLICY_FILE: policy},
             outputs=gated.outputs,
+            fixed=inputs if self.fixes_images else None,
         )
 
     def load(self, folder: Path, component: str) -> "Session":

@@ -8,7 +8,9 @@ import onnx
 import onnx_ir as ir
 from torch.export import ExportedProgram
 
+from modes_fx.export.calls import Inputs
 from modes_fx.export.errors import ExportError
+from modes_fx.export.onnx.fixed import fix_images
 from modes_fx.export.onnx.lower import Form, lower
 from modes_fx.export.onnx.placeholders import OPSET, translate
 
@@ -39,6 +41,7 @@ def save_onnx(
     form: Form = "unrolled",
     metadata: Mapping[str, str] | None = None,
     outputs: Sequence[str] = (),
+    fixed: Inputs | None = None,
 ) -> OnnxModel:
     """Write a program as a model of standard operators.
 
@@ -48,6 +51,8 @@ def save_onnx(
         form: ``"unrolled"`` for ONNX Runtime, ``"blocked"`` for TensorRT-RTX.
         metadata: texts by name that travel in the model, such as the policy.
         outputs: their names; by default those of the program.
+        fixed: a call whose images' sizes are the only ones that the model takes; by default it
+            takes all that the program does.
 
     Raises:
         ExportError: an operation has no ONNX form, or the written model is malformed.
@@ -57,6 +62,8 @@ def save_onnx(
     model.metadata_props.update(metadata or {})
     for value, name in zip(model.graph.outputs, outputs, strict=bool(outputs)):
         value.name = name
+    if fixed is not None:
+        fix_images(model, fixed)
     ir.save(
         model,
         path,

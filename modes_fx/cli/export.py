@@ -9,7 +9,7 @@ from rich.table import Table
 
 from modes_fx.cli.errors import FAILED_CHECK
 from modes_fx.cli.models import load_named_model
-from modes_fx.cli.probes import calls, check_device, on_device
+from modes_fx.cli.probes import SIDES, calls, check_device, on_device
 from modes_fx.cli.quiet import quiet_libraries
 
 MODEL_HELP = 'A local folder, the id of a hub repository, or "demo" for the shipped model.'
@@ -137,9 +137,10 @@ def verify(
         name = model or manifest.model
         loaded, processor = load_named_model(name, trust_remote_code=trust_remote_code)
         loaded = loaded.to(getattr(torch, manifest.dtype))
+        sides = SIDES[:1] * 2 if manifest.fixes_images else SIDES
         inputs = {
             name: [on_device(call, manifest.device) for call in some[1:]]
-            for name, some in calls(loaded, processor, list(manifest.components)).items()
+            for name, some in calls(loaded, processor, list(manifest.components), sides).items()
         }
         checks = verify_artifact(folder, loaded.to(manifest.device), inputs)
     if as_json:

@@ -21,7 +21,10 @@ Call = dict[str, Tensor]
 
 
 def calls(
-    model: PreTrainedModel, processor: Any, components: Sequence[str] | None = None
+    model: PreTrainedModel,
+    processor: Any,
+    components: Sequence[str] | None = None,
+    sides: Sequence[int] = SIDES,
 ) -> dict[str, list[Call]]:
     """Return two calls of each component, of different sizes.
 
@@ -29,6 +32,7 @@ def calls(
         model: to be called.
         processor: its processor or tokenizer; None: arbitrary token ids are used.
         components: which; None: text, and image where the model takes images.
+        sides: the pixels of a side of the images, in one call and the other.
 
     Raises:
         ValueError: an unknown component, or one that the model does not take.
@@ -39,7 +43,10 @@ def calls(
     if components and IMAGE in components and not takes_images:
         raise ValueError("the model has no image processor: export its component text alone")
     chosen = components or ([TEXT, IMAGE] if takes_images else [TEXT])
-    return {name: _calls(model, processor, takes_images and name != TEXT) for name in chosen}
+    return {
+        name: _calls(model, processor, sides if takes_images and name != TEXT else ())
+        for name in chosen
+    }
 
 
 def check_device(device: str) -> None:
@@ -62,14 +69,14 @@ def on_device(call: Call, device: str) -> Call:
     return {name: value.to(device) for name, value in call.items()}
 
 
-def _calls(model: PreTrainedModel, processor: Any, images: bool) -> list[Call]:
+def _calls(model: PreTrainedModel, processor: Any, sides: Sequence[int]) -> list[Call]:
     if processor is None:
         vocabulary = model.config.get_text_config().vocab_size
         return [_arbitrary(vocabulary, *shape) for shape in ((2, 9), (3, 14))]
-    if not images:
+    if not sides:
         return [_encode(model, processor, questions, None) for questions in QUESTIONS]
     # How many images a call has is written into most captured models.
-    return [_encode(model, processor, QUESTIONS[i][:2], side) for i, side in enumerate(SIDES)]
+    return [_encode(model, processor, QUESTIONS[i][:2], side) for i, side in enumerate(sides)]
 
 
 def _arbitrary(vocabulary: int, batch: int, length: int) -> Call:

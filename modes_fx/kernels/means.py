@@ -30,20 +30,49 @@ def add_skipped_means(
     A few tokens look their rows of ``means`` up; for many, one product with all of ``means`` reads
     less.
     """
-    tokens, top_k = index.shape
-    codes, num_experts, hidden = means.shape
-    code = modality[:tokens].long()[:, None]
-    skipped = (kept_index != index) & (index < num_experts) & (code < codes)
-    wide = torch.promote_types(out.dtype, torch.float32)
-    share = weight.to(wide).masked_fill(~skipped, 0)
-    row = (code * num_experts + index).masked_fill(~skipped, 0)
-    table = means.reshape(codes * num_experts, hidden)
-    if tokens * top_k <= len(table):
-        added = torch.bmm(share[:, None], table[row].to(wide))[:, 0]
+    share, row = _pairs(index, weight, kept_index, modality, means, out.dtype)
+    table = means.flatten(0, 1)
+    if row.numel() <= len(table):
+        added = torch.bmm(share[:, None], table[row].to(share.dtype))[:, 0]
     else:
-        spread = share.new_zeros(tokens, len(table)).scatter_add_(1, row, share)
+        spread = share.new_zeros(len(share), len(table)).scatter_add_(1, row, share)
         added = spread.to(table.dtype) @ table
-    return (out.to(wide) + added.to(wide)).to(out.dtype)
+    return (out.to(share.dtype) + added.to(share.dtype)).to(out.dtype)
+
+
+def add_skipped_means_inline(
+    out: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    kept_index: Tensor,
+    modality: Tensor,
+    means: Tensor,
+) -> Tensor:
+    """Add the skipped experts' means; same contract as ``reference.add_skipped_means``.
+
+    For a compiler that makes one loop of it: uncompiled it takes memory for every pair's row, and
+    it looks rows up however many tokens there are, so that no size is a condition in a graph.
+    """
+    share, row = _pairs(index, weight, kept_index, modality, means, out.dtype)
+    added = (share[:, :, None] * means.flatten(0, 1)[row].to(share.dtype)).sum(1)
+    return (out.to(share.dtype) + added).to(out.dtype)
+
+
+def _pairs(
+    index: Tensor,
+    weight: Tensor,
+    kept_index: Tensor,
+    modality: Tensor,
+    means: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return for each pair ``[T, K]`` its weight if it is skipped, else 0, and its row of means."""
+    codes, num_experts, _ = means.shape
+    code = modality[: index.shape[0]].long()[:, None]
+    skipped = (kept_index != index) & (index < num_experts) & (code < codes)
+    wide = torch.promote_types(dtype, torch.float32)
+    share = weight.to(wide).masked_fill(~skipped, 0)
+    return share, (code * num_experts + index).masked_fill(~skipped, 0)
 
 
 def collect_skipped(

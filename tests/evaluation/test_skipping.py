@@ -95,37 +95,3 @@ def test_our_chat_model_answers_with_a_policy_and_without(checkpoint, skips) -> 
     assert len(answers) == 2
     if skips:
         assert attached(made.model).target == 0.75
-
-
-@pytest.mark.slow
-def test_lmms_evals_own_class_answers_with_a_policy(checkpoint, monkeypatch) -> None:
-    pytest.importorskip("decord")
-    from lmms_eval.models.chat import qwen3_vl
-
-    def load_images(chats, **options):
-        images = [
-            part["image"]
-            for chat in chats
-            for message in chat
-            for part in message["content"]
-            if part["type"] == "image"
-        ]
-        return images, None, {}
-
-    # Its package for loading images needs torchvision.
-    monkeypatch.setattr(qwen3_vl, "process_vision_info", load_images)
-    folder, policy = checkpoint
-    made = get_model(SKIPPING)(
-        base="qwen3_vl",
-        pretrained=str(folder),
-        policy=str(policy),
-        target=0.75,
-        compiler="eager",
-        device="cpu",
-        device_map="cpu",
-        min_pixels=1024,
-    )
-    assert type(made) is qwen3_vl.Qwen3_VL
-    assert is_attached(made.model)
-    answers = made.generate_until(requests(made))
-    assert [type(answer.text) for answer in answers] == [str, str]

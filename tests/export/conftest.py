@@ -10,6 +10,7 @@ from modes_fx import SkipPolicy
 from modes_fx.attach import find_expert_modules
 from modes_fx.export.program import GatedProgram, exportable_inputs, gated_program
 from modes_fx.hooks import keep_all_theta
+from modes_fx.policy_means import Means
 from modes_fx.vocabulary import Modality
 from tests.oracle import codes_of, eager_oracle, middle_threshold
 from tests.tiny import chat, left_padded, tiny_vlm
@@ -54,6 +55,21 @@ def gated() -> Gated:
     tau = {0.0: {"text": 0.0}, HALF: {"text": threshold, "vision": threshold}}
     policy = SkipPolicy(alpha, tau, model_id="tiny")
     return Gated(model, policy, threshold)
+
+
+@pytest.fixture(scope="session")
+def compensating(gated) -> SkipPolicy:
+    """The policy of ``gated``, with something to add for what is skipped at its target HALF."""
+    generator = torch.Generator().manual_seed(0)
+    tables = {path: torch.randn(2, 8, 32, generator=generator) for path in gated.policy.alpha}
+    return SkipPolicy(
+        gated.policy.alpha,
+        gated.policy.tau,
+        model_id="tiny",
+        kept_mass_exponent=0.25,
+        mean_strength=0.5,
+        means=Means({HALF: tables}),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 
 from modes_fx.export import Manifest, export
 from modes_fx.export.aoti import LOAD_ORDER
+from modes_fx.export.oracle import gated_outputs
 from modes_fx.export.program import exportable_inputs
 from tests.export.conftest import HALF, MORE_TEXT, TEXT
 
@@ -53,6 +54,19 @@ def test_it_computes_what_the_model_does(run, artifact, gated, tmp_path) -> None
     expected = gated.logits(MORE_TEXT, HALF)[kept]
     (logits,) = torch.load(taken)
     error = (logits[kept] - expected).abs().max() / expected.abs().max()
+    assert float(error) <= 1e-5
+
+
+def test_it_adds_the_means_of_what_is_skipped(run, gated, compensating, tmp_path) -> None:
+    folder, given, taken = (tmp_path / name for name in ("artifact", "given.pt", "taken.pt"))
+    export(gated.model, compensating, HALF, {"text": TEXT}, folder, format="aoti")
+    inputs = exportable_inputs(gated.model, MORE_TEXT)
+    torch.save(inputs, given)
+    done = run(folder, "text", given, taken)
+    assert done.returncode == 0, done.stderr
+    (expected,) = gated_outputs(gated.model, compensating, HALF, inputs, cached=False)
+    (logits,) = torch.load(taken)
+    error = (logits - expected).abs().max() / expected.abs().max()
     assert float(error) <= 1e-5
 
 
