@@ -2,7 +2,7 @@
 
 import pytest
 
-from modes_fx.bench.export.matrix import Cell, measure, render, subject
+from modes_fx.bench.export.matrix import Cell, add_to, measure, render, subject
 
 FORMATS = ("pt2", "onnx")
 
@@ -27,6 +27,14 @@ def test_what_could_not_be_exported_is_numbered_with_its_reason() -> None:
     page = render(cells, FORMATS)
     assert "| tiny | text | 2e-07, 1.0 MB, 3 s | no (1) |" in page
     assert page.endswith("1. no such operator\n")
+
+
+def test_a_cell_takes_the_place_of_an_earlier_one(tmp_path) -> None:
+    for target, error in ((0.0, 1e-7), (0.75, 1e-3), (0.75, 2e-7)):
+        found = {"error": error, "megabytes": 1.0, "seconds": 1.0}
+        add_to(tmp_path, cell("pt2", target, **found).model_copy(update={"model": "gpt_oss"}))
+    page = (tmp_path / "export-matrix.md").read_text()
+    assert "| gpt_oss | text | 2e-07, 1.0 MB, 1 s |  |  |  |" in page
 
 
 @pytest.mark.slow
