@@ -1,7 +1,7 @@
 """Which models can be exported as what: every format, on models of several types.
 
-``python -m modes_fx.bench.export.matrix --out docs`` writes ``export-matrix.md`` and ``.json``. Cells
-are added to the folder's, in place of earlier ones, so that it can be measured in parts.
+``python -m modes_fx.bench.export.matrix --out docs`` writes ``export-matrix.md`` and ``.json``.
+Cells are added to the folder's, in place of earlier ones, so that it can be measured in parts.
 """
 
 import tempfile
