@@ -12,24 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from modes_fx.export.errors import ExportError
+from modes_fx.export.sizes import SizeRange
 
 COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """What engines are built for where nothing else is asked."""
-
-
-@dataclass(frozen=True)
-class SizeRange:
-    """The sizes that one dynamic dimension may have.
-
-    Attributes:
-        smallest: of them.
-        usual: the one to be fast at.
-        largest: of them.
-    """
-
-    smallest: int
-    usual: int
-    largest: int
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ FORMATS: Mapping[str, tuple[str, str, str | None]] = MappingProxyType(
         "aoti": ("modes_fx.export.aoti", "Aoti", None),
         "onnx": ("modes_fx.export.onnx.files", "Onnx", "onnx"),
         "tensorrt": ("modes_fx.export.tensorrt", "TensorRt", "tensorrt"),
+        "torch_tensorrt": ("modes_fx.export.torch_tensorrt", "TorchTensorRt", "torch-tensorrt"),
     }
 )
 """By name: the module and class of a format, and the extra that it needs."""

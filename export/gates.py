@@ -164,7 +164,7 @@ def rewrite_program(
         node.meta["tensor_dict"] = {"_dynamo_static_input_type": "guarded"}
     names.update(row_names(program, rows))
     layers = rewrite_graph(module, values, names)
-    _describe_new_nodes(module.graph)
+    describe_new_nodes(module.graph)
     program.validate()
     return layers
 
@@ -185,7 +185,8 @@ def check_layers(layers: Sequence[LayerReport], allow_partial: bool) -> None:
         )
 
 
-def _describe_new_nodes(graph: Graph) -> None:
+def describe_new_nodes(graph: Graph) -> None:
+    """Give nodes that have none a value like the one they compute, for those that read it."""
     for node in graph.nodes:
         if node.op == "call_function" and "val" not in node.meta:
             args, kwargs = map_arg((node.args, node.kwargs), lambda source: source.meta["val"])

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from modes_fx.export.calls import PAST, Inputs, image_sizes, images
-from modes_fx.export.engines import COMPUTE_CAPABILITIES, SizeRange, build_engines
+from modes_fx.export.calls import Inputs
+from modes_fx.export.engines import COMPUTE_CAPABILITIES, build_engines
 from modes_fx.export.onnx.files import Onnx
 from modes_fx.export.onnx.lower import Form
 from modes_fx.export.program import GatedProgram
+from modes_fx.export.sizes import size_ranges
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class TensorRt(Onnx):
         Raises:
             ExportError: an operation has no ONNX form, or none that TensorRT-RTX takes.
         """
-        sizes = self._sizes(gated, inputs)
+        sizes = size_ranges(gated, inputs, self.largest_batch, self.largest_length, fixed=True)
         super().write(gated, inputs, folder, component)
         build_engines(folder / f"{component}.onnx", folder, sizes, self.compute_capabilities)
 
@@ -57,31 +55,4 @@ class TensorRt(Onnx):
             **super().details(),
             "TensorRT-RTX": version("tensorrt-rtx"),
             "compute capabilities": ", ".join(self.compute_capabilities),
-        }
-
-    def _sizes(self, gated: GatedProgram, inputs: Inputs) -> dict[str, list[SizeRange | int]]:
-        """Return what sizes an engine has to take, for each dimension of each input."""
-        nodes = {node.name: node for node in gated.program.graph.nodes}
-        names = zip(inputs, gated.program.graph_signature.user_inputs, strict=True)
-        shapes = {name: nodes[str(node)].meta["val"].shape for name, node in names}
-        batch = str(shapes["input_ids"][0])
-        # Lengths follow each other: a mask is one longer than the cache it is for.
-        cache = [value.shape[-2] for name, value in inputs.items() if name.startswith(PAST)]
-        length = cache[0] if cache else inputs["input_ids"].shape[1]
-        fixed = image_sizes(inputs)
-        pixels = images(inputs)
-
-        def range_of(size: Any, value: Tensor, name: str, axis: int) -> SizeRange | int:
-            usual = value.shape[axis]
-            if isinstance(size, int) or (fixed and name in pixels):
-                return usual
-            if str(size) == batch or name in pixels:
-                return SizeRange(1, usual, max(usual, self.largest_batch))
-            more = usual - length
-            return SizeRange(1 + more, usual, max(usual, self.largest_length + more))
-
-        return {
-            name: [range_of(size, inputs[name], name, axis) for axis, size in enumerate(shape)]
-            for name, shape in shapes.items()
-            if name not in fixed
         }

@@ -26,11 +26,11 @@ from modes_fx.calibration import preset_policy
 from modes_fx.cli.probes import calls
 from modes_fx.export import ExportError, export, verify
 from modes_fx.export.calls import COMPONENTS, DECODE, PREFILL, TEXT
-from modes_fx.export.formats import FORMATS
 from modes_fx.policy import SkipPolicy
 
 DEMO = "demo"
 MODELS = (DEMO, "qwen3_vl_moe", "internvl+qwen3_moe", "gpt_oss", "deepseek_v3")
+FORMATS = ("pt2", "aoti", "onnx", "tensorrt")
 KEEP_ALL, SKIP = 0.0, 0.75
 _OF_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
@@ -204,7 +204,7 @@ def add_to(out: Path, cell: Cell) -> None:
     cells = known.validate_json(path.read_bytes()) if path.exists() else []
     cells = [one for one in cells if _place(one) != _place(cell)] + [cell]
     cells.sort(key=lambda one: (MODELS.index(one.model), COMPONENTS.index(one.component)))
-    (out / "export-matrix.md").write_text(render(cells, list(FORMATS)), encoding="utf-8")
+    (out / "export-matrix.md").write_text(render(cells, FORMATS), encoding="utf-8")
     dumped = "[\n" + ",\n".join(one.model_dump_json() for one in cells) + "\n]\n"
     path.write_text(dumped, encoding="utf-8")
 

@@ -17,12 +17,12 @@ from modes_fx.bench.gpu.targets import (
     TARGETS,
     Compiled,
     compile_call,
-    compiling_for,
 )
 from modes_fx.kernels.triton import compaction, launch
 from modes_fx.kernels.triton.calls import Call, recorded
 from modes_fx.kernels.triton.config import Configurations, PrefillRule, choose
 from modes_fx.kernels.triton.limits import SHARED_BYTES, Device, shared_need
+from modes_fx.kernels.triton.offline import compiling_for
 from modes_fx.kernels.triton.problem import Problem, prepare
 
 GEMMS = ("up_gemm", "down_gemm")

@@ -1,37 +1,23 @@
-"""Compile the kernels for a GPU that is not there, exactly as they would be launched.
-
-Triton asks its driver for the target and gets it from one without a device; tensors without data
-stand for the arguments. What comes out is what a device would load.
-"""
+"""Compile the kernels for a GPU that is not there, and read what a device would load."""
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from pydantic import BaseModel
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
 
 from modes_fx.kernels.triton.calls import Call
+from modes_fx.kernels.triton.offline import compile_offline, gpu_target
 
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "sm_120": GPUTarget("cuda", 120, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-    "gfx950": GPUTarget("hip", "gfx950", 64),
-}
 MULTIPROCESSORS = {
     "sm_80": 108, "sm_90": 132, "sm_100": 148, "sm_120": 188, "gfx942": 304, "gfx950": 256,
 }  # fmt: skip
-"""Of one product with each target; it sets the grid, not the code."""
+"""Of one product with each target that is compiled for; it sets the grid, not the code."""
+
+TARGETS = tuple(MULTIPROCESSORS)
 
 _TENSOR_CORES = {
     "cuda": re.compile(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma"),
@@ -43,25 +29,6 @@ _WIDE_LOADS = {
     ),
     "hip": re.compile(r"(?:global|buffer)_load_dwordx4"),
 }
-
-
-class _NoDevice:
-    """A driver that knows a target and nothing else."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self._target = target
-
-    def get_current_device(self) -> str:
-        return str(self._target)  # Triton keeps what it compiled by device
-
-    def get_current_stream(self, device: str) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return self._target
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("meta")
 
 
 class Compiled(BaseModel):
@@ -84,26 +51,9 @@ class Compiled(BaseModel):
     instructions: int
 
 
-@contextmanager
-def compiling_for(target: str) -> Iterator[None]:
-    """Let Triton compile for a target.
-
-    Raises:
-        RuntimeError: kernels were imported to be interpreted, so they cannot be compiled.
-    """
-    if triton.knobs.runtime.interpret:
-        raise RuntimeError("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
-    driver.set_active(_NoDevice(TARGETS[target]))
-    try:
-        yield
-    finally:
-        driver._active = None  # reset_active() would look for a device
-
-
 def compile_call(call: Call, target: str) -> Compiled:
-    """Compile a recorded launch and read what came of it; inside :func:`compiling_for`."""
-    kernel = call.kernel.warmup(*call.args, grid=call.grid, **call.options)
-    return inspect(kernel, TARGETS[target].backend)
+    """Compile a recorded launch and read what came of it; inside ``offline.compiling_for``."""
+    return inspect(compile_offline(call), gpu_target(target).backend)
 
 
 def inspect(kernel: Any, backend: str) -> Compiled:

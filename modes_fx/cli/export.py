@@ -24,7 +24,8 @@ def export(
         str,
         typer.Option(
             help="pt2: a torch.export program; aoti: a compiled package for this processor; onnx: "
-            "for ONNX Runtime; tensorrt: engines of TensorRT-RTX, and the ONNX model for them."
+            "for ONNX Runtime; tensorrt: engines of TensorRT-RTX, and the ONNX model for them; "
+            "torch_tensorrt: engines built on the GPU they are for, experts as plugins."
         ),
     ] = "pt2",
     components: Annotated[
@@ -38,7 +39,7 @@ def export(
         str | None, typer.Option(help="Of the weights: float32 or bfloat16; as stored by default.")
     ] = None,
     device: Annotated[
-        str, typer.Option(help="To export for: cpu, or for pt2 and aoti cuda.")
+        str, typer.Option(help="To export for: cpu, or for pt2, aoti and torch_tensorrt cuda.")
     ] = "cpu",
     compute_capability: Annotated[
         list[str] | None, typer.Option(help="For tensorrt: of the GPUs; by default four.")

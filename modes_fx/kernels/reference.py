@@ -64,7 +64,7 @@ def gate(
         ``(index, weight)`` of the same shapes and dtypes as given.
     """
     pi = routing_share(weight, share)
-    threshold = theta[modality[: len(index)].long()][:, None]
+    threshold = theta[modality[: index.shape[0]].long()][:, None]
     skip = pi < threshold
     if min_k > 0:
         rank = pi.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)

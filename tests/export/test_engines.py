@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from modes_fx.export.engines import COMPUTE_CAPABILITIES, SizeRange, build_engines
+from modes_fx.export.engines import COMPUTE_CAPABILITIES, build_engines
 from modes_fx.export.errors import ExportError
 from modes_fx.export.onnx.model import save_onnx
+from modes_fx.export.sizes import SizeRange
 from tests.bodies import random_params, swiglu
 
 HIDDEN, EXPERTS = 32, 4

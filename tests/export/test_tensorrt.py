@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from modes_fx.export import export, verify
-from modes_fx.export.engines import SizeRange
 from modes_fx.export.errors import ExportError
 from modes_fx.export.formats import find_format
 from modes_fx.export.program import exportable_inputs
+from modes_fx.export.sizes import SizeRange, size_ranges
 from tests.export.conftest import HALF, IMAGE, TEXT
 from tests.tiny import chat, left_padded
 
@@ -15,10 +15,8 @@ pytest.importorskip("onnxruntime")
 
 
 def test_batch_and_length_may_grow(gated, program) -> None:
-    from modes_fx.export.tensorrt import TensorRt
-
     inputs = exportable_inputs(gated.model, TEXT)
-    sizes = TensorRt(largest_batch=4, largest_length=100)._sizes(program, inputs)
+    sizes = size_ranges(program, inputs, 4, 100, fixed=True)
     batch, length = inputs["input_ids"].shape
     expected = [SizeRange(1, batch, 4), SizeRange(1, length, 100)]
     assert sizes["input_ids"] == sizes["attention_mask"] == expected

@@ -210,7 +210,7 @@ def run_decode(problem: Problem, configurations: Configurations) -> Tensor:
         *first.strides, *second.strides, problem.vectors(0), problem.vectors(1),
         **sizes, PROLOGUE=printed.prologue, MIDDLE=printed.middle, STREAMS=problem.streams,
         ODD_FIRST=printed.streams[0].start == 1, DOT=problem.dot(plan.ups[0])[0],
-        BN=up.block_n, BK=_block_k(up, first), num_warps=up.warps, **_FUSION,
+        **vector_block(up, first),
     )  # fmt: skip
     matrix = problem.operand(plan.down)
     down = configurations.for_layout(matrix.contiguous).down
@@ -219,7 +219,7 @@ def run_decode(problem: Problem, configurations: Configurations) -> Tensor:
         decode.decode_down, (T, triton.cdiv(plan.hidden, down.block_n)),
         h, matrix.matrix, out, *choice, *matrix.strides, problem.vectors(2),
         **sizes, TAIL=printed.tail, DOT=problem.dot(plan.down)[0],
-        BN=down.block_n, BK=_block_k(down, matrix), num_warps=down.warps, **_FUSION,
+        **vector_block(down, matrix),
     )  # fmt: skip
     return out
 
@@ -246,9 +246,13 @@ def _fitted(problem: Problem, gemm: GemmConfig, product: Product, streams: int) 
     return fit(gemm, streams, rows, weights, problem.device)
 
 
-def _block_k(vector: VectorConfig, operand: Operand) -> int:
-    """Return how many numbers of a row are read at a time: no more bytes than registers hold."""
-    return min(vector.block_k, ROW_BYTES_AT_ONCE // operand.matrix.dtype.itemsize)
+def vector_block(vector: VectorConfig, operand: Operand) -> dict[str, Any]:
+    """Return block sizes and options for a kernel of single tokens.
+
+    No more bytes of a row are read at a time than registers hold.
+    """
+    block_k = min(vector.block_k, ROW_BYTES_AT_ONCE // operand.matrix.dtype.itemsize)
+    return {"BN": vector.block_n, "BK": block_k, "num_warps": vector.warps, **_FUSION}
 
 
 def _programs(gemm: GemmConfig, problem: Problem, columns: int) -> int:

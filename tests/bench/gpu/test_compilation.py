@@ -52,7 +52,8 @@ def test_what_must_hold(kernel, dtype, change, failure) -> None:
 
 
 PROGRAM = """
-from modes_fx.bench.gpu.targets import compile_call, compiling_for
+from modes_fx.bench.gpu.targets import compile_call
+from modes_fx.kernels.triton.offline import compiling_for
 from modes_fx.bench.gpu.compilation import calls_of
 from modes_fx.bench.gpu.shapes import Layer
 import torch
@@ -83,7 +84,7 @@ def test_a_kernel_is_compiled_for_devices_that_are_not_there(tmp_path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted")
 def test_interpreted_kernels_are_not_compiled() -> None:
-    from modes_fx.bench.gpu.targets import compiling_for
+    from modes_fx.kernels.triton.offline import compiling_for
 
     with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"), compiling_for("sm_90"):
         pass

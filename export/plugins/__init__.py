@@ -1,0 +1,1 @@
+"""Experts inside TensorRT engines: our Triton kernels, compiled ahead of time, as plugins."""
