@@ -6,7 +6,7 @@ rate. Then the steps around the best place are halved, and in the end the target
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from modes_fx.calibration.measurement import Measurement
@@ -82,6 +82,34 @@ def search_frontier(
     return Frontier(found, evaluated(plane))
 
 
+def search_nearby(
+    plane: Plane, target: float, place: Place, before: Plane, *, tolerance: float = 0.005
+) -> Found:
+    """Find the tau of least KL again, where something besides thresholds has changed.
+
+    What is added for skipped pairs of one kind lets more of them be skipped for the same KL, so the
+    best place lies elsewhere on the frontier, but not far.
+
+    Args:
+        plane: to search on.
+        target: the skip ratio.
+        place: the best one before the change.
+        before: the plane that it was found on, whose slopes are taken for this one's.
+        tolerance: by how much the skip ratio may exceed the target.
+    """
+    if not plane.has_both_axes:
+        return settle(plane, target, place, tolerance)
+    text, rest = before.skippable(0), before.skippable(1)
+    drift = plane.at(place).skip_ratio - place[0] * text - place[1] * rest
+    ends = _ends(target, text, rest)
+    by_u = {place[0]: place[1]}
+    step = (ends[1] - ends[0]) / (PLACES - 1)
+    for _ in range(HALVINGS + 1):
+        step /= 2
+        _try_beside(plane, target, by_u, step, ends, lambda u: (target - u * text - drift) / rest)
+    return settle(plane, target, _least(plane, target, by_u), tolerance)
+
+
 def settle(plane: Plane, target: float, place: Place, tolerance: float) -> Found:
     """Hit a target exactly from a place near its frontier; warns where the ratio jumps over it."""
     on_frontier = plane.towards(target, place, tolerance)
@@ -104,21 +132,41 @@ def _best_place(plane: Plane, target: float) -> Place:
     if not plane.has_both_axes:
         return (0.0, min(target / plane.skippable(1), 1.0))
     text, rest = plane.skippable(0), plane.skippable(1)
-    first, last = max(target - rest, 0.0) / text, min(target / text, 1.0)
-    step = (last - first) / (PLACES - 1)
-    by_u = {first + k * step: 0.0 for k in range(PLACES)}
+    ends = _ends(target, text, rest)
+    step = (ends[1] - ends[0]) / (PLACES - 1)
+    by_u = {ends[0] + k * step: 0.0 for k in range(PLACES)}
     drift = 0.0
     for u in by_u:
         place, drift = _near_frontier(plane, target, u, drift)
         by_u[u] = place[1]
     for _ in range(HALVINGS):
         step /= 2
-        best = min(by_u, key=lambda u: corrected(plane.at((u, by_u[u])), target))
-        for u in (best - step, best + step):
-            if first <= u <= last and u not in by_u:
-                by_u[u] = _near_frontier(plane, target, u, drift)[0][1]
-    best = min(by_u, key=lambda u: corrected(plane.at((u, by_u[u])), target))
-    return (best, by_u[best])
+        _try_beside(plane, target, by_u, step, ends, lambda u: (target - u * text - drift) / rest)
+    return _least(plane, target, by_u)
+
+
+def _ends(target: float, text: float, rest: float) -> tuple[float, float]:
+    """Return the fractions of skipped text between which a frontier lies."""
+    return max(target - rest, 0.0) / text, min(target / text, 1.0)
+
+
+def _try_beside(
+    plane: Plane,
+    target: float,
+    by_u: dict[float, float],
+    step: float,
+    ends: tuple[float, float],
+    height: Callable[[float], float],
+) -> None:
+    """Add the places on both sides of the best one so far."""
+    best, _ = _least(plane, target, by_u)
+    for u in (best - step, best + step):
+        if ends[0] <= u <= ends[1] and u not in by_u:
+            by_u[u] = min(max(height(u), 0.0), 1.0)
+
+
+def _least(plane: Plane, target: float, by_u: Mapping[float, float]) -> Place:
+    return min(by_u.items(), key=lambda place: corrected(plane.at(place), target))
 
 
 def _near_frontier(plane: Plane, target: float, u: float, drift: float) -> tuple[Place, float]:

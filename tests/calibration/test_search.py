@@ -9,7 +9,7 @@ import pytest
 from modes_fx import SkipPolicy
 from modes_fx.calibration import UnreachableTargetError
 from modes_fx.calibration.plane import Plane
-from modes_fx.calibration.search import search_frontier
+from modes_fx.calibration.search import search_frontier, search_nearby, settle
 from modes_fx.vocabulary import Modality
 
 POLICY = SkipPolicy(alpha={"layer": {"text": 1.0, "vision": 1.0, "audio": 1.0}}, tau={})
@@ -66,6 +66,26 @@ def test_slopes_that_are_off_are_made_up_for() -> None:
     surface = Surface(lambda u, v: (0.6 * u + 0.4 * v) ** 1.3, costly)
     found = search(surface, [0.5], tolerance=0.002).found[0.5]
     assert 0.5 <= found.measurement.skip_ratio <= 0.502
+
+
+def test_the_least_kl_is_found_again_where_it_has_moved() -> None:
+    def linear(u: float, v: float) -> float:
+        return 0.6 * u + 0.4 * v
+
+    before = Plane(Surface(linear, costly), POLICY, LINEAR)
+    place = search_frontier(before, [0.5], tolerance=0.002).found[0.5].place
+    # Skipping text has become cheaper; every place skips a little more.
+    changed = Surface(
+        lambda u, v: linear(u, v) + 0.004, lambda u, v: math.exp(7 * u) + math.exp(8 * v)
+    )
+    plane = Plane(changed, POLICY, LINEAR)
+    found = search_nearby(plane, 0.5, place, before, tolerance=0.002)
+    kept = settle(Plane(changed, POLICY, LINEAR), 0.5, place, 0.002)
+    least = search_frontier(Plane(changed, POLICY, LINEAR), [0.5], tolerance=0.002).found[0.5]
+    assert 0.5 <= found.measurement.skip_ratio <= 0.502
+    assert found.measurement.kl < 0.9 * kept.measurement.kl
+    assert found.measurement.kl <= 1.1 * least.measurement.kl
+    assert len(plane.measured) <= 10
 
 
 def test_targets_share_measurements_and_each_place_is_measured_once() -> None:
