@@ -36,7 +36,8 @@ def add_skipped_means(
         added = torch.bmm(share[:, None], table[row].to(share.dtype))[:, 0]
     else:
         spread = share.new_zeros(len(share), len(table)).scatter_add_(1, row, share)
-        added = spread.to(table.dtype) @ table
+        dtype = torch.promote_types(out.dtype, table.dtype)
+        added = spread.to(dtype) @ table.to(dtype)
     return (out.to(share.dtype) + added.to(share.dtype)).to(out.dtype)
 
 

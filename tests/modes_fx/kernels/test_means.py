@@ -70,6 +70,15 @@ def test_bfloat16_is_as_near_to_exact_as_it_can_be() -> None:
     assert_close(got.float(), exact, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_means_in_less_precision_than_the_model_are_summed_in_the_models(tokens) -> None:
+    out, index, weight, kept, modality, table = problem(tokens, 3)
+    arguments = (out, index, weight, kept, modality, table.bfloat16())
+    expected = reference.add_skipped_means(*arguments)
+    assert_close(means.add_skipped_means(*arguments), expected)
+    assert_close(means.add_skipped_means_inline(*arguments), expected)
+
+
 @pytest.mark.parametrize("body", [TWICE, ON_INPUT], ids=["weight on output", "weight on input"])
 def test_collected_sums_give_the_nearest_multiple_of_the_weight(body) -> None:
     _, index, weight, kept, modality, _ = problem(60, 3)
