@@ -179,8 +179,10 @@ def _cell(cells: Sequence[Cell], reasons: list[str]) -> str:
             reasons.append(failed.reason)
         return f"no ({reasons.index(failed.reason) + 1})"
     error = max(cell.error or 0.0 for cell in cells)
+    targets = {cell.target for cell in cells}
+    only = "" if len(targets) > 1 else f", at {targets.pop():.0%} only"
     megabytes, seconds = (max(getattr(c, key) for c in cells) for key in ("megabytes", "seconds"))
-    return f"{error:.0e}, {megabytes:.1f} MB, {seconds:.0f} s"
+    return f"{error:.0e}, {megabytes:.1f} MB, {seconds:.0f} s{only}"
 
 
 def main(
