@@ -74,12 +74,14 @@ def op_of(plugin: Plugin) -> Any:
 
 
 def _replace(node: Node, target: str) -> list[tuple[Plugin, tuple[Tensor, ...]]]:
-    x, index, weight, params, body, num_experts = node.args
-    top_k = index.meta["val"].shape[1]  # type: ignore[union-attr]
-    values = [param.meta["val"] for param in params]  # type: ignore[union-attr]
-    read = (x.meta["val"], weight.meta["val"])  # type: ignore[union-attr]
+    arguments: tuple[Any, ...] = node.args
+    x, index, weight, params, body, num_experts = arguments
+    values = [param.meta["val"] for param in params]
+    top_k = index.meta["val"].shape[1]
     try:
-        up, down = plugins_of(*read, values, str(body), int(num_experts), top_k, target)  # type: ignore[arg-type]
+        pair = plugins_of(
+            x.meta["val"], weight.meta["val"], values, body, num_experts, top_k, target
+        )
     except UnsupportedBodyError as error:
         raise ExportError(f"the kernels cannot run a layer's experts: {error}") from error
     graph, found, rows = node.graph, [], x
@@ -88,12 +90,12 @@ def _replace(node: Node, target: str) -> list[tuple[Plugin, tuple[Tensor, ...]]]
             torch.ops.aten._to_copy.default, (index,), {"dtype": torch.int32}
         )
         describe_new_nodes(graph)
-        for plugin in (up, down):
-            taken = (rows, weight, narrow, *(params[number] for number in plugin.params))  # type: ignore[index]
+        for plugin in pair:
+            taken = (rows, weight, narrow, *(params[number] for number in plugin.params))
             rows = graph.call_function(op_of(plugin), taken)
             describe_new_nodes(graph)
-            found.append((plugin, tuple(one.meta["val"] for one in taken)))  # type: ignore[union-attr]
-    node.replace_all_uses_with(rows)  # type: ignore[arg-type]
+            found.append((plugin, tuple(one.meta["val"] for one in taken)))
+    node.replace_all_uses_with(rows)
     graph.erase_node(node)
     return found
 
