@@ -149,6 +149,7 @@ def by_reference(**options: Any) -> dict[str, torch.Tensor]:
     return outputs
 
 
+@pytest.mark.slow
 def test_a_warm_compile_cache_in_a_new_process_knows_no_thresholds_and_no_other_policy(tmp_path):
     others: list[dict[str, Any]] = [{"share": "weight"}, {"min_k": 2}, {"kept_mass_exponent": 1.0}]
     [cold] = run_process(tmp_path, {})

@@ -61,6 +61,7 @@ def test_the_vision_tower_has_fixed_shapes(written) -> None:
     assert all(isinstance(size, int) for size in softmax.outputs[0].shape)
 
 
+@pytest.mark.slow
 def test_texts_keep_what_they_have(gated, tmp_path) -> None:
     inputs = exportable_inputs(gated.model, TEXT)
     program = gated_program(gated.model, gated.policy, HALF, inputs).program

@@ -340,7 +340,13 @@ EACH_LAYOUT = (
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("chosen", [FEW, pytest.param(EACH_LAYOUT, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(isa, id=isa.name, marks=[] if isa is AVX2 else pytest.mark.slow)
+        for isa in RUNNABLE
+    ],
+)
 def test_other_instruction_sets_compute_the_same(isa, chosen) -> None:
     """Each builds every kernel again, so that few are enough for a test of every day."""
     environment = os.environ | {"MODES_FX_ISA": isa.name}
