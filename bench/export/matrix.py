@@ -148,7 +148,9 @@ def render(cells: Sequence[Cell], formats: Sequence[str]) -> str:
         "inputs that it was exported with and on others of new sizes; the artifact's size; the "
         "seconds to export and check it. Thresholds are those that keep all and those for "
         "75 %: the larger error is named. An empty cell was not measured. "
-        "`tensorrt` is what ONNX Runtime computes with the blocked form; engines were built for "
+        "Seconds are wall time, on a machine that may have had other work. "
+        "`tensorrt` is what ONNX Runtime computes with the blocked form, for images of one size "
+        "where the model is told sizes; engines were built for "
         "compute capabilities 8.0, 8.6, 8.9 and 12.0 and have not been run. All but `demo` are "
         "tiny and random models.",
         "",
