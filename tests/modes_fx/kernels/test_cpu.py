@@ -324,13 +324,13 @@ def test_the_gate_is_that_of_the_reference(weights, threshold, kind, exponent, m
 def test_pairs_are_sorted_by_expert_and_stay_in_order(ids, dtype) -> None:
     index = torch.tensor(ids, dtype=dtype).view(-1, 3)
     weight = torch.arange(index.numel()).view(-1, 3).bfloat16()
-    got = torch.ops.modes_fx.sort_pairs(index, weight, 5)
-    for one, other in zip(got, reference.sort_pairs(index, weight, 5), strict=True):
-        assert_close(one, other)
+    expected = reference.sort_pairs(index, weight, 5)
+    assert_close(tuple(torch.ops.modes_fx.sort_pairs(index, weight, 5)), expected)
 
 
 # Without a matrix unit, brgemm runs on processors that have its dtype.
-RUNNABLE = [AMX_BF16, AVX2, DEFAULT] if torch.cpu._is_avx512_bf16_supported() else [AVX2, DEFAULT]
+OTHERS = (AMX_BF16, DEFAULT) if torch.cpu._is_avx512_bf16_supported() else (DEFAULT,)
+RUNNABLE = [AVX2, *(pytest.param(isa, marks=pytest.mark.slow) for isa in OTHERS)]
 FEW = "(float32_equals or bfloat16) and swiglu and not k_major and odd"
 EACH_LAYOUT = (
     "(float32_equals and (odd or few or many or long) or bfloat16 or packed or integer)"
@@ -340,13 +340,7 @@ EACH_LAYOUT = (
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("chosen", [FEW, pytest.param(EACH_LAYOUT, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "isa",
-    [
-        pytest.param(isa, id=isa.name, marks=[] if isa is AVX2 else pytest.mark.slow)
-        for isa in RUNNABLE
-    ],
-)
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
 def test_other_instruction_sets_compute_the_same(isa, chosen) -> None:
     """Each builds every kernel again, so that few are enough for a test of every day."""
     environment = os.environ | {"MODES_FX_ISA": isa.name}
