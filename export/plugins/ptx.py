@@ -47,13 +47,19 @@ def compile_plugin(plugin: Plugin, inputs: tuple[torch.Tensor, ...], target: str
         RuntimeError: Triton interprets kernels here, or gave the kernel parameters that it reads
             and TensorRT does not know of.
     """
-    described = [torch.empty(v.shape, dtype=v.dtype, device="meta") for v in inputs]
+    described = [of_one_token(value) for value in inputs]
     with compiling_for(target):
         kernel: Any = compile_offline(plugin.call(*described))
     pointers = len(inputs) + 1
     metadata = kernel.metadata
     entry, ptx = keep_parameters(kernel.asm["ptx"], pointers)
     return Code(entry, ptx, metadata.num_warps * WARP, metadata.shared)
+
+
+def of_one_token(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor without data, and with 1 for the sizes that a program leaves open."""
+    shape = [size if isinstance(size, int) else 1 for size in value.shape]
+    return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
 def keep_parameters(ptx: str, count: int) -> tuple[str, str]:

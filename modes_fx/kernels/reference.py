@@ -68,7 +68,7 @@ def gate(
     skip = pi < threshold
     if min_k > 0:
         rank = pi.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        skip &= (rank >= min_k) | (threshold == torch.inf)
+        skip = skip & ((rank >= min_k) | (threshold == torch.inf))
     kept_weight = weight
     if kept_mass_exponent:
         mass = pi.masked_fill(skip, 0).sum(-1, keepdim=True) / pi.sum(-1, keepdim=True)
