@@ -55,8 +55,9 @@ def measure_policies(
     out: Annotated[Path, typer.Option(help="Folder for policies.json and policies.md.")],
     draws: Annotated[int, typer.Option(help="Calibrations of each model.")] = 3,
     first: Annotated[int, typer.Option(help="The first draw.")] = 0,
-    samples: Annotated[int, typer.Option(help="Questions to calibrate on.")] = 256,
+    samples: Annotated[int, typer.Option(help="Questions to calibrate on.")] = 1024,
     per_kind: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the held-out questions.")] = 1,
     quick: Annotated[bool, typer.Option(help="Leave the slow methods out.")] = False,
     models: Annotated[str, typer.Option(help="Only models with this in their name.")] = "",
 ) -> None:
@@ -67,7 +68,7 @@ def measure_policies(
     wanted = {name: load for name, load in MODELS.items() if models in name}
     for draw, (name, load) in product(range(first, first + draws), wanted.items()):
         model, processor = load()
-        chats = [question_messages(q, with_answer=True) for q in heldout_questions(per_kind)]
+        chats = [question_messages(q, with_answer=True) for q in heldout_questions(per_kind, seed)]
         reference = Reference(encode_chats(processor, chats, 60))
         rows = _compared(model, processor, reference, samples, draw, quick)
         measured = {"samples": samples, "questions": len(chats), "quick": quick}

@@ -86,7 +86,7 @@ def compare(
 def measure_policy(evaluator: Evaluator, policy: SkipPolicy, target: float) -> Measurement:
     """Measure what a policy does at one of its targets, its means included."""
     extras = Extras(policy.kept_mass_exponent)
-    if policy.mean_strength and policy.means is not None and (means := policy.means.at(target)):
+    if policy.adds_means and policy.means is not None and (means := policy.means.at(target)):
         digest = evaluator.add_means(means)
         extras = Extras(policy.kept_mass_exponent, policy.mean_strength, digest)
     thetas = {path: policy.theta(path, target) for path in policy.alpha}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from modes_fx.calibration.evaluator import Evaluator
-from modes_fx.calibration.options import CalibrationOptions
+from modes_fx.calibration.options import CalibrationOptions, Candidate
 from modes_fx.calibration.tuning import Tuned
 
 PUBLISHED_GRID = 100
@@ -74,7 +74,7 @@ def expected_passes(options: CalibrationOptions, layers: int, modalities: int, t
         "brute_force": options.size**2,
     }[options.search]
     choices = len(options.exponents) - 1 + len(options.extras)
-    again = 8 if modalities > 1 and options.extras != ((0.0, 0.0),) else 2
-    needs_means = any(strength for _, strength in options.extras)
+    again = 8 if modalities > 1 and options.extras != (Candidate(),) else 2
+    needs_means = any(extras.adds_means for extras in options.extras)
     refining = 2 * layers * modalities * options.refine_rounds
     return targets * (searched + choices + needs_means + again + refining)

@@ -244,7 +244,7 @@ class Evaluator:
         means = self._means[request.means] if request.means is not None else {}
         put_means(
             attached(self.model),
-            {path: scaled(table, request.mean_strength) for path, table in means.items()},
+            {path: scaled(table, dict(request.mean_strength)) for path, table in means.items()},
         )
 
     def add_means(self, means: Mapping[str, Tensor]) -> str:

@@ -19,7 +19,7 @@ from modes_fx.calibration.measurement import Measurement
 from modes_fx.calibration.reach import reach
 from modes_fx.calibration.request import Request
 from modes_fx.policy import SkipPolicy
-from modes_fx.policy_fields import target_key
+from modes_fx.policy_fields import Strength, target_key
 from modes_fx.vocabulary import ModalityName
 
 Place = tuple[float, float]
@@ -42,7 +42,7 @@ class Extras:
     """What a request has besides thresholds; see ``Request``."""
 
     kept_mass_exponent: float = 0.0
-    mean_strength: float = 0.0
+    mean_strength: Strength = 0.0
     means: str | None = None
 
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from modes_fx.hooks import keep_all_theta
 from modes_fx.policy import SkipPolicy
+from modes_fx.policy_fields import Strength
+from modes_fx.policy_means import strength_in_words, strengths
+from modes_fx.vocabulary import ModalityName
 
 Part = Literal["all", "fit", "held_back"]
 """Which samples: all, those to choose by, or those kept back to check what was chosen."""
@@ -29,7 +32,7 @@ class Request:
             are not named keep every pair.
         kept_mass_exponent: kept weights are multiplied by (kept share mass)**-exponent.
         min_k: how many experts, at least, every token keeps.
-        mean_strength: how much of the mean of skipped slots is added in their place.
+        mean_strength: how much of the mean of skipped slots is added in their place, by modality.
         means: the hash of those means (``Evaluator.add_means``); None without.
         part: the samples.
     """
@@ -37,7 +40,7 @@ class Request:
     thetas: tuple[tuple[str, Row], ...] = ()
     kept_mass_exponent: float = 0.0
     min_k: int = 0
-    mean_strength: float = 0.0
+    mean_strength: tuple[tuple[ModalityName, float], ...] = ()
     means: str | None = None
     part: Part = "all"
 
@@ -47,7 +50,7 @@ class Request:
         *,
         kept_mass_exponent: float = 0.0,
         min_k: int = 0,
-        mean_strength: float = 0.0,
+        mean_strength: Strength = 0.0,
         means: str | None = None,
         part: Part = "all",
     ) -> "Request":
@@ -64,14 +67,18 @@ class Request:
                 raise ValueError(
                     f"the thresholds of {path} are {row}: give {len(keep_all)} numbers"
                 )
-        if mean_strength and means is None:
-            raise ValueError(f"a mean strength of {mean_strength} needs means to add")
+        by_modality = strengths(mean_strength)
+        adds_means = any(by_modality.values())
+        if adds_means and means is None:
+            raise ValueError(
+                f"a mean strength of {strength_in_words(mean_strength)} needs means to add"
+            )
         return Request(
             thetas=tuple(sorted((path, row) for path, row in rows.items() if row != keep_all)),
             kept_mass_exponent=float(kept_mass_exponent),
             min_k=int(min_k),
-            mean_strength=float(mean_strength),
-            means=means if mean_strength else None,
+            mean_strength=tuple(by_modality.items()) if adds_means else (),
+            means=means if adds_means else None,
             part=part,
         )
 

@@ -7,9 +7,10 @@ ratio a little and the best thresholds with it, so the targets are hit again at 
 thresholds near those of before.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from modes_fx.calibration.evaluator import Evaluator
 from modes_fx.calibration.fractions import Fractions, Shifted
 from modes_fx.calibration.means import Sizes, collect_means
 from modes_fx.calibration.measurement import Measurement
-from modes_fx.calibration.options import CalibrationOptions
+from modes_fx.calibration.options import CalibrationOptions, Candidate
 from modes_fx.calibration.pairs import Shares
 from modes_fx.calibration.plane import (
     Extras,
@@ -45,10 +46,18 @@ from modes_fx.calibration.search import (
 )
 from modes_fx.calibration.sweep import Grid, brute_force, frontier_sweep
 from modes_fx.policy import SkipPolicy
+from modes_fx.policy_fields import Strength
+from modes_fx.policy_means import strength_in_words
 from modes_fx.vocabulary import CALIBRATED, ModalityName
+
+Option = TypeVar("Option")
 
 ENOUGH = 0.02
 """A choice has to lower the logarithm of KL by more than this, on both halves of the samples."""
+
+
+Measured = Mapping[float, Measurement]
+"""By target."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Tuned:
     Attributes:
         alpha_exponent: chosen.
         kept_mass_exponent: chosen.
-        mean_strength: chosen.
+        mean_strength: chosen, one or by modality.
         chosen: by target, ascending.
         frontier: the search for thresholds at that exponent.
         bounded: what the bounded search says of each target, where it was asked for.
@@ -106,7 +115,7 @@ class Tuned:
 
     alpha_exponent: float
     kept_mass_exponent: float
-    mean_strength: float
+    mean_strength: Strength
     chosen: Mapping[float, Chosen]
     frontier: Frontier
     bounded: Mapping[float, Bounded] = field(default_factory=dict)
@@ -151,7 +160,7 @@ class Tuner:
         thresholds = self._refined(exponent, frontier) if self.options.refine_rounds else {}
         on_progress(0.8)
         extras, means, step = self._choose_extras(exponent, frontier, thresholds)
-        if len(self.options.extras) > 1:
+        if len(step.options) > 1:
             steps.append(step)
         on_progress(0.9)
         chosen = {
@@ -159,7 +168,9 @@ class Tuner:
             for target, found in frontier.found.items()
         }
         on_progress(1.0)
-        return Tuned(exponent, *extras, chosen, frontier, bounded, steps)
+        strength = extras.strength(self.modalities)
+        beta = extras.kept_mass_exponent
+        return Tuned(exponent, beta, strength, chosen, frontier, bounded, steps)
 
     @property
     def _held_back(self) -> frozenset[int]:
@@ -233,50 +244,50 @@ class Tuner:
 
     def _choose_extras(
         self, exponent: float, frontier: Frontier, refined: Mapping[float, Fractions]
-    ) -> tuple[tuple[float, float], dict[float, dict[str, Tensor]], Step]:
+    ) -> tuple[Candidate, dict[float, dict[str, Tensor]], Step]:
         """Choose extras, the same for all targets, at the thresholds that were found."""
         policy = self._policy(exponent)
         thetas = {
             target: refined[target].thetas() if target in refined else thetas_of(policy, found.tau)
             for target, found in frontier.found.items()
         }
-        plain = {
-            target: self.evaluator.measure(Request.of(of_target))
-            for target, of_target in thetas.items()
-        }
-        needs_means = any(strength for _, strength in self.options.extras)
+        candidates = list(dict.fromkeys(c.of(self.modalities) for c in self.options.extras))
         means = {
             target: collect_means(
                 self.evaluator, Request.of(of_target), self.sizes, self.evaluator.model.dtype
             )
             for target, of_target in thetas.items()
-            if needs_means
+            if any(candidate.adds_means for candidate in candidates)
         }
-        gains = {}
-        for extras in self.options.extras:
-            measured = {
+        plain = {t: self.evaluator.measure(Request.of(of_t)) for t, of_t in thetas.items()}
+        measured = {
+            candidate: {
                 target: self.evaluator.measure(
-                    request_of(of_target, self._extras(extras, means.get(target)))
+                    request_of(of_target, self._extras(candidate, means.get(target)))
                 )
                 for target, of_target in thetas.items()
             }
-            gains[extras] = gain_over(
-                agreed_gain(plain[target], measured[target], target, self._held_back)
-                for target in thetas
-            )
-        first = self.options.extras[0]
-        best = max(gains, key=lambda extras: gains[extras])
-        chosen = best if gains[best] > gains[first] + ENOUGH else first
-        named = {_extras_in_words(extras): gain for extras, gain in gains.items()}
-        step = Step("extras", named, _extras_in_words(chosen))
-        return chosen, means if chosen[1] else {}, step
+            for candidate in candidates
+        }
+        chosen = unbeaten(candidates, lambda a, b: self._gain(measured[a], measured[b]))
+        named = {self._in_words(c): self._gain(plain, of_c) for c, of_c in measured.items()}
+        return (
+            chosen,
+            means if chosen.adds_means else {},
+            Step("extras", named, self._in_words(chosen)),
+        )
+
+    def _gain(self, before: Measured, after: Measured) -> float:
+        return gain_over(
+            agreed_gain(before[target], after[target], target, self._held_back) for target in after
+        )
 
     def _hit(
         self,
         plain: Plane,
         found: Found,
         refined: Fractions | None,
-        extras: tuple[float, float],
+        extras: Candidate,
         means: Mapping[str, Tensor] | None,
     ) -> Chosen:
         """Hit the target again with extras on, where KL is least with them."""
@@ -295,11 +306,32 @@ class Tuner:
         thetas = thetas_of(plain.policy, again.tau)
         return Chosen(target, again.tau, thetas, False, means, again.measurement, found.measurement)
 
-    def _extras(self, extras: tuple[float, float], means: Mapping[str, Tensor] | None) -> Extras:
-        exponent, strength = extras
-        if strength == 0 or means is None:
-            return Extras(exponent)
-        return Extras(exponent, strength, self.evaluator.add_means(means))
+    def _extras(self, chosen: Candidate, means: Mapping[str, Tensor] | None) -> Extras:
+        if not chosen.adds_means or means is None:
+            return Extras(chosen.kept_mass_exponent)
+        strength = chosen.strength(self.modalities)
+        return Extras(chosen.kept_mass_exponent, strength, self.evaluator.add_means(means))
+
+    def _in_words(self, candidate: Candidate) -> str:
+        strength = strength_in_words(candidate.strength(self.modalities))
+        return f"renormalisation {candidate.kept_mass_exponent:g}, means {strength}"
+
+
+def unbeaten(candidates: Sequence[Option], gain: Callable[[Option, Option], float]) -> Option:
+    """Return the candidate that no later one beats, likeliest candidates first.
+
+    Of many candidates that are measured on few samples the best is often only the luckiest, so each
+    has to be better by more than ``ENOUGH`` than the one chosen so far.
+
+    Args:
+        candidates: the first is what there is without a choice.
+        gain: of the second over the first.
+    """
+    chosen, *others = candidates
+    for other in others:
+        if gain(chosen, other) > ENOUGH:
+            chosen = other
+    return chosen
 
 
 def gain_over(gains: Iterable[float]) -> float:
@@ -343,7 +375,3 @@ def _layer_tau(
                 tau = 0.0 if value == -torch.inf else value * alpha**exponent
                 found.setdefault(path, {})[name] = tau
     return found
-
-
-def _extras_in_words(extras: tuple[float, float]) -> str:
-    return f"renormalisation {extras[0]:g}, means {extras[1]:g}"

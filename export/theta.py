@@ -16,6 +16,7 @@ import modes_fx.hooks as h
 from modes_fx.export.calls import THETA
 from modes_fx.export.errors import ExportError
 from modes_fx.policy import SkipPolicy
+from modes_fx.policy_means import strength_in_words
 
 
 def thresholds(policy: SkipPolicy, target: float | None) -> Tensor:
@@ -40,11 +41,12 @@ def check_tunable(policy: SkipPolicy) -> None:
     Raises:
         ExportError: it has means, which are of the experts that one target skips.
     """
-    if policy.mean_strength > 0:
+    if policy.adds_means:
+        strength = strength_in_words(policy.mean_strength)
         raise ExportError(
             "thresholds cannot be inputs: the policy adds the means of what is skipped "
-            f"(mean_strength {policy.mean_strength:g}), which differ from target to target. Export "
-            "the targets one by one, or calibrate without means"
+            f"(mean_strength {strength}), which differ from target to target. Export the targets "
+            "one by one, or calibrate without means"
         )
 
 

@@ -18,6 +18,7 @@ from modes_fx.policy_fields import (
     PerLayer,
     PerModality,
     Provenance,
+    Strength,
     target_key,
 )
 from modes_fx.policy_file import (
@@ -30,11 +31,11 @@ from modes_fx.policy_file import (
     write_card,
     write_policy,
 )
-from modes_fx.policy_means import Means, scaled
+from modes_fx.policy_means import Means, scaled, strengths
 from modes_fx.vocabulary import CALIBRATED, Modality, ModalityName, Share, default_share
 
-SCHEMA_VERSION = 2
-"""2 added ``mean_strength`` and ``means_sha256``; files of version 1 are read as they are."""
+SCHEMA_VERSION = 3
+"""2 added ``mean_strength`` and ``means_sha256``, 3 strengths by modality. Older files are read."""
 
 
 class SkipPolicy(BaseModel):
@@ -53,7 +54,7 @@ class SkipPolicy(BaseModel):
         alpha_exponent: The exponent on alpha in tau / alpha**exponent.
         kept_mass_exponent: Kept weights are multiplied by (kept share mass)**-exponent; 0: never.
         mean_strength: How much of the mean output of its skipped pairs a token gets: from 0, none,
-            to 1, all.
+            to 1, all; one number, or one by modality.
         means: Those mean outputs; stored in a file of their own.
         means_sha256: The digest of that file.
         min_k: How many experts, at least, every token keeps.
@@ -75,7 +76,7 @@ class SkipPolicy(BaseModel):
     alpha_mode: Literal["per_modality", "shared"] = "per_modality"
     alpha_exponent: Constant = 1.0
     kept_mass_exponent: Constant = 0.0
-    mean_strength: Constant = 0.0
+    mean_strength: Strength = 0.0
     means: InstanceOf[Means] | None = Field(default=None, exclude=True)
     means_sha256: str | None = None
     min_k: int = Field(default=0, ge=0)
@@ -121,7 +122,7 @@ class SkipPolicy(BaseModel):
                         f"alpha.{layer} has no constant for {listed(missing)}, "
                         f"which target {target} skips"
                     )
-        if self.mean_strength > 0 and self.means_sha256 is None:
+        if self.adds_means and self.means_sha256 is None:
             raise ValueError(f"mean_strength is {self.mean_strength}, but there are no means")
         if self.means is not None:
             if self.means.sha256 != self.means_sha256:
@@ -132,6 +133,11 @@ class SkipPolicy(BaseModel):
                 if len(set(alpha.values())) > 1:
                     raise ValueError(f'alpha_mode is "shared" but alpha.{layer} is {alpha}')
         return self
+
+    @property
+    def adds_means(self) -> bool:
+        """Whether a token gets something in the place of its skipped pairs."""
+        return any(strengths(self.mean_strength).values())
 
     @property
     def targets(self) -> list[float]:
@@ -193,7 +199,7 @@ class SkipPolicy(BaseModel):
         Raises:
             PolicyError: The policy has no such target, or was read without its means.
         """
-        if target is None or self.mean_strength == 0:
+        if target is None or not self.adds_means:
             return None
         if self.means is None:
             raise PolicyError(

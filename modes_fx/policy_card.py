@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from modes_fx.policy_fields import Reached
 from modes_fx.policy_file import CARD_MARKER, is_hub_id
+from modes_fx.policy_means import strength_in_words
 from modes_fx.vocabulary import CALIBRATED, ModalityName
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _calibration(policy: "SkipPolicy") -> list[tuple[str, str]]:
         "experts kept at least": policy.min_k,
         "exponent on alpha": policy.alpha_exponent,
         "exponent on the kept share": policy.kept_mass_exponent,
-        "mean outputs of skipped experts": policy.mean_strength,
+        "mean outputs of skipped experts": strength_in_words(policy.mean_strength),
         "model's config hash": policy.config_hash and policy.config_hash[:12],
     }
     return [(name, _cell(value)) for name, value in rows.items() if value not in (None, "")]

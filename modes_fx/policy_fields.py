@@ -37,6 +37,7 @@ FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=Fals
 Constant = Annotated[float, Field(ge=0)]
 PerModality = dict[ModalityName, Constant]
 PerLayer = dict[str, PerModality]
+Strength = Constant | PerModality
 Entry = TypeVar("Entry")
 ByTarget = Annotated[dict[str, Entry], BeforeValidator(_spell_targets)]
 

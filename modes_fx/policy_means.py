@@ -11,7 +11,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from modes_fx.errors import PolicyError, listed
-from modes_fx.policy_fields import target_key
+from modes_fx.policy_fields import Strength, target_key
+from modes_fx.vocabulary import CALIBRATED, ModalityName
 
 SEPARATOR = "/"
 
@@ -119,6 +120,23 @@ class Means:
             raise PolicyError(f"there are means for layers without alpha: {listed(strange)}")
 
 
-def scaled(table: Tensor, strength: float) -> Tensor:
-    """Return ``strength * mu`` of a table ``[C, E, H]``, rounded to its dtype."""
-    return (strength * table.to(torch.float32)).to(table.dtype)
+def strengths(strength: Strength) -> dict[ModalityName, float]:
+    """Return the strength of each modality; one number is for all, what is not named gets 0."""
+    if isinstance(strength, Mapping):
+        return {name: float(strength.get(name, 0.0)) for name in CALIBRATED}
+    return dict.fromkeys(CALIBRATED, float(strength))
+
+
+def strength_in_words(strength: Strength) -> str:
+    """Return a strength for readers, as in ``text 0.5, vision 1``."""
+    if isinstance(strength, Mapping):
+        return ", ".join(f"{name} {value:g}" for name, value in strength.items())
+    return f"{strength:g}"
+
+
+def scaled(table: Tensor, strength: Strength) -> Tensor:
+    """Return ``strength * mu`` of a table ``[C, E, H]`` by modality code, rounded to its dtype."""
+    by_code = torch.zeros(len(table), 1, 1, device=table.device)
+    for name, value in strengths(strength).items():
+        by_code[CALIBRATED[name] : CALIBRATED[name] + 1] = value
+    return (by_code * table.to(torch.float32)).to(table.dtype)

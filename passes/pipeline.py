@@ -146,7 +146,8 @@ def _unknown_forms(
     stacked = defaultdict(list)
     for node in graph.nodes:
         dimensions = g.shape(node) or ()
-        if g.is_weight(node) and node.users and len(dimensions) == 3 and dimensions[0] > 1:
+        read = any(user.target is not g.MARKER for user in node.users)
+        if g.is_weight(node) and read and len(dimensions) == 3 and dimensions[0] > 1:
             stacked[_owner(names.get(node, "")), dimensions[0]].append(node)
     return {
         owner: next(iter(weights[0].users))

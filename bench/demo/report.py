@@ -67,7 +67,8 @@ class CalibrationSection(Section):
         searched: every choice that the search measured.
         alpha_exponent: chosen; 1 is as published, 0 does without alpha.
         kept_mass_exponent: of the partial renormalisation of kept weights, chosen; 0 for none.
-        mean_strength: how much of the mean outputs of skipped experts is added, chosen.
+        mean_strength: how much of the mean outputs of skipped experts is added, chosen; one number
+            or by modality.
         passes: how often the samples went through the model.
         sweep_passes: the least and the most that the published search takes for tau alone.
     """
@@ -82,7 +83,7 @@ class CalibrationSection(Section):
     searched: list[Measured]
     alpha_exponent: float
     kept_mass_exponent: float
-    mean_strength: float
+    mean_strength: float | ByModality
     passes: float
     sweep_passes: tuple[int, int]
 

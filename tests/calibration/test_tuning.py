@@ -9,7 +9,7 @@ from modes_fx.calibration.evaluator import keep_all_policy
 from modes_fx.calibration.plane import thetas_of
 from modes_fx.calibration.prefix import find_stack
 from modes_fx.calibration.survey import Survey
-from modes_fx.calibration.tuning import Tuner, gain_over, with_constants
+from modes_fx.calibration.tuning import Tuner, gain_over, unbeaten, with_constants
 from modes_fx.policy_means import Means
 
 MODALITIES = ["text", "vision"]
@@ -43,6 +43,7 @@ def policy_of(tuner: Tuner, tuned) -> SkipPolicy:
         pytest.param(
             {"alpha_exponent": 0.5, "kept_mass_exponent": 0.25, "mean_strength": 0.5}, id="given"
         ),
+        pytest.param({"mean_strength": (0.5, 1.0)}, id="by modality"),
         pytest.param({"refine_rounds": 1, "mean_strength": 0.5}, id="refined"),
         pytest.param({"method": "modes"}, id="published"),
     ],
@@ -70,7 +71,20 @@ def test_what_was_refused_is_reported_with_its_gain(tuner) -> None:
     assert exponent.options["0"] == 0
     assert exponent.chosen in exponent.options
     assert extras.options["renormalisation 0, means 0"] == 0
-    assert len(extras.options) == 6
+    assert extras.options["renormalisation 0.25, means text 0.5, vision 1"] < 1
+    assert len(extras.options) == 8
+
+
+def test_what_was_chosen_so_far_has_to_be_beaten_not_only_the_first() -> None:
+    gains = {("none", "likely"): 0.30, ("likely", "lucky"): 0.01, ("likely", "better"): 0.05}
+    gains["none", "lucky"] = 0.60
+
+    def gain(before: str, after: str) -> float:
+        return gains.get((before, after), 0.0)
+
+    assert unbeaten(["none", "likely", "lucky"], gain) == "likely"
+    assert unbeaten(["none", "likely", "lucky", "better"], gain) == "better"
+    assert unbeaten(["none", "other"], gain) == "none"
 
 
 def test_a_gain_at_one_target_does_not_hide_a_harm_at_another() -> None:

@@ -67,7 +67,7 @@ def compensating(gated) -> SkipPolicy:
         gated.policy.tau,
         model_id="tiny",
         kept_mass_exponent=0.25,
-        mean_strength=0.5,
+        mean_strength={"text": 0.5, "vision": 1.0},
         means=Means({HALF: tables}),
     )
 

@@ -20,7 +20,7 @@ from tests.tiny import chat, compile_observed, left_padded, tiny_vlm
 
 CALL = left_padded(chat(text=9, images=1), chat(text=4, seed=1))
 REAL = CALL["attention_mask"].bool()
-BETA, STRENGTH = 0.25, 0.5
+BETA, STRENGTH = 0.25, {"text": 0.5, "vision": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,15 @@ def test_what_skipped_experts_put_out_is_added_up_on_the_way(model, pristine, po
             y = layer(x[token], alone, w) if len(token) else torch.zeros(0, 32)
             assert_close(sums[paths[-1]][code, e, :32], (w * y).sum(0), rtol=1e-4, atol=1e-5)
             assert_close(sums[paths[-1]][code, e, 32], w.square().sum())
+
+
+def test_sums_are_collected_with_means_in_force(model, pristine, policy) -> None:
+    """Means and sums are both stacked tensors of a layer, but not the weights of its experts."""
+    paths = list(find_expert_modules(pristine))
+    modes_fx.attach(model, policy)
+    collect_sums(attached(model), dict.fromkeys(paths, (2, 8, 32)))
+    modes_fx.set_target(model, 0.5)
+    compiled, _ = compile_observed(model, strict=True)
+    expected = expected_logits(pristine, policy, 0.5)
+    assert_close(compiled(**CALL).logits[REAL], expected, rtol=0, atol=1e-5)
+    assert all(total.any() for total in collected_sums(attached(model)).values())

@@ -98,8 +98,8 @@ class TestFields:
         [
             ({"bogus": 1}, "unknown field 'bogus'"),
             ({"provenance": {"sed": 1}}, "unknown field 'provenance.sed'"),
-            ({"schema_version": 3}, "schema version 3.*upgrade"),
-            ({"schema_version": 3, "bogus": 1}, "schema version 3.*upgrade"),
+            ({"schema_version": 4}, "schema version 4.*upgrade"),
+            ({"schema_version": 4, "bogus": 1}, "schema version 4.*upgrade"),
             ({"alpha": {LAYER: {"text": "0.5"}}}, rf"alpha\.{LAYER}\.text: .*number"),
             ({"alpha": {LAYER: {"text": -1.0}}}, rf"alpha\.{LAYER}\.text: .*greater"),
             ({"alpha": {LAYER: {"text": math.nan}}}, "finite"),

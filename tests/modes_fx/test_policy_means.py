@@ -16,7 +16,7 @@ TABLE = torch.arange(24.0).reshape(2, 3, 4)
 
 def make_policy(means: Means | None, **options) -> SkipPolicy:
     fields = {"alpha": {LAYER: {"text": 1.0, "vision": 1.0}}, "tau": {0.5: {"text": 0.1}, 0.75: {}}}
-    return SkipPolicy(**fields, mean_strength=0.5, means=means, **options)
+    return SkipPolicy(**{**fields, "mean_strength": 0.5, "means": means, **options})
 
 
 def test_a_policy_with_means_survives_being_saved(tmp_path) -> None:
@@ -27,6 +27,30 @@ def test_a_policy_with_means_survives_being_saved(tmp_path) -> None:
     assert torch.equal(loaded.mean_outputs(LAYER, "0.50"), (TABLE / 2).bfloat16())
     assert loaded.mean_outputs(LAYER, 0.75) is None
     assert loaded.mean_outputs(LAYER, None) is None
+
+
+def test_strengths_by_modality(tmp_path) -> None:
+    means = Means({0.5: {LAYER: TABLE}})
+    policy = make_policy(means, mean_strength={"text": 0.5, "vision": 1.0})
+    assert torch.equal(policy.mean_outputs(LAYER, 0.5), TABLE * torch.tensor([[[0.5]], [[1.0]]]))
+    policy.save_pretrained(tmp_path)
+    assert SkipPolicy.from_pretrained(tmp_path) == policy
+    assert "text 0.5, vision 1" in (tmp_path / "README.md").read_text()
+    only_vision = make_policy(means, mean_strength={"vision": 1.0})
+    assert not only_vision.mean_outputs(LAYER, 0.5)[0].any(), "what is not named gets nothing"
+
+
+def test_strengths_of_zero_need_no_means() -> None:
+    policy = make_policy(None, mean_strength={"text": 0.0, "vision": 0.0})
+    assert not policy.adds_means
+    assert policy.mean_outputs(LAYER, 0.5) is None
+
+
+def test_policies_of_the_version_before_are_read(tmp_path) -> None:
+    make_policy(Means({0.5: {LAYER: TABLE}})).save_pretrained(tmp_path)
+    path = tmp_path / "modes_policy.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
+    assert SkipPolicy.from_pretrained(tmp_path).mean_strength == 0.5
 
 
 def test_a_policy_replaced_leaves_one_file_of_means(tmp_path) -> None:
