@@ -6,6 +6,7 @@ from modes_fx.bench.demo.findings import findings, percent
 from modes_fx.bench.demo.plots import save_plots
 from modes_fx.bench.demo.report import DemoReport, Interval, Result
 from modes_fx.calibration.report import page
+from modes_fx.policy_means import strength_in_words
 
 
 def write_report(report: DemoReport, folder: Path) -> None:
@@ -26,7 +27,12 @@ def to_markdown(report: DemoReport) -> str:
     return page.to_markdown(
         __package__,
         "report.md.jinja",
-        {"percent": percent, "interval": _interval, "difference": _difference},
+        {
+            "percent": percent,
+            "interval": _interval,
+            "difference": _difference,
+            "strength": strength_in_words,
+        },
         report=report,
         env=report.environment,
         versions=", ".join(f"{k} {v}" for k, v in report.environment.versions.items()),

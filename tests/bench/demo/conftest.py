@@ -119,7 +119,7 @@ def make_report() -> DemoReport:
             searched=[measured(target) for target in (0.4, *TARGETS)],
             alpha_exponent=0.0,
             kept_mass_exponent=0.25,
-            mean_strength=0.5,
+            mean_strength={"text": 0.5, "vision": 1.0},
             passes=80.0,
             sweep_passes=(300, 597),
         ),

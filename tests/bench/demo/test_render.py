@@ -46,7 +46,15 @@ def test_markdown_names_every_method_and_its_numbers(report):
 
 def test_markdown_says_where_the_numbers_come_from(report):
     text = to_markdown(report)
-    for fact in ("Test processor", "torch 2.13.0", "special", "out/demo/policy", "60"):
+    facts = (
+        "Test processor",
+        "torch 2.13.0",
+        "special",
+        "out/demo/policy",
+        "text 0.5, vision 1",
+        "60",
+    )
+    for fact in facts:
         assert fact in text
 
 
