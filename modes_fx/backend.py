@@ -15,12 +15,19 @@ from typing import Any
 import torch
 from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
 from torch._inductor.compile_fx import compile_fx
+from torch._inductor.decomposition import register_decomposition
 from torch.fx import GraphModule, Node
 
+from modes_fx import mean_ops as mean_ops  # registers the op that is decomposed
 from modes_fx.errors import MatchError
 from modes_fx.graph_inputs import GraphInput, graph_inputs, pair_inputs
+from modes_fx.kernels.means import add_skipped_means_inline
 from modes_fx.passes.pipeline import refuse_graph, rewrite_graph
 from modes_fx.passes.report import COMPUTED, LayerReport
+
+# Called as an op, this takes longer for a token than its experts do. In inductor's own table, as a
+# table of ours would keep what is compiled out of inductor's caches.
+register_decomposition([torch.ops.modes_fx.add_skipped_means.default])(add_skipped_means_inline)
 
 CompiledGraph = Callable[..., Any]
 Observer = Callable[[list[LayerReport]], None]

@@ -134,3 +134,19 @@ def test_sums_are_collected_with_means_in_force(model, pristine, policy) -> None
     expected = expected_logits(pristine, policy, 0.5)
     assert_close(compiled(**CALL).logits[REAL], expected, rtol=0, atol=1e-5)
     assert all(total.any() for total in collected_sums(attached(model)).values())
+
+
+def test_inductor_makes_no_call_of_adding_means(pristine, policy) -> None:
+    torch.compiler.reset()
+    model = modes_fx.attach(copy.deepcopy(pristine), policy)
+    compiled = torch.compile(model, backend=modes_fx.modes_backend, options={"strict": True})
+    with torch.no_grad():
+        for target in (0.5, 0.75):
+            modes_fx.set_target(model, target)
+            expected = expected_logits(pristine, policy, target)
+            assert_close(compiled(**CALL).logits[REAL], expected, rtol=0, atol=1e-5)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            compiled(**CALL)
+    names = {event.name for event in profiled.events()}
+    assert "modes_fx::experts" in names
+    assert "modes_fx::add_skipped_means" not in names
